@@ -1,7 +1,7 @@
 """What holds for every test: which devices JAX sees, checked array annotations, one compilation cache, and markers.
 
-Everything is set before the first import of jax or jaxkit. Without ``-m gpu`` JAX has eight simulated CPU devices, so that
-sharded code is tested everywhere.
+Everything is set before the first import of jax or jaxkit. Without ``-m gpu`` JAX has eight simulated CPU devices, so
+that sharded code is tested everywhere.
 """
 
 import faulthandler
