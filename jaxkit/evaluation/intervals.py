@@ -50,14 +50,14 @@ def finite_vector(name: str, values: Any) -> np.ndarray:
     return vector
 
 
-def check_level(level: float) -> float:
+def check_level(level: float | int) -> float | int:
     """Return ``level`` if it lies strictly between 0 and 1; raise UsageError otherwise."""
     if not 0 < level < 1:
         raise check.UsageError(f"level must lie strictly between 0 and 1, for example 0.95, got {level!r}")
     return level
 
 
-def mean_interval(values: Any, level: float = 0.95, *, name: str = "values") -> Interval:
+def mean_interval(values: Any, level: float | int = 0.95, *, name: str = "values") -> Interval:
     """Mean with Student's t-interval: m ± t_{n-1,(1+level)/2} s / sqrt(n), s with divisor n-1.
 
     Args:
@@ -80,7 +80,7 @@ def bootstrap_interval(
     *samples: Any,
     statistic: Callable[..., Any] = np.mean,
     method: str = "bca",
-    level: float = 0.95,
+    level: float | int = 0.95,
     resamples: int = 9999,
     seed: int = 0,
 ) -> Interval:
@@ -127,7 +127,7 @@ def bootstrap_interval(
     return Interval(value, float(ends.low), float(ends.high), n)
 
 
-def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
+def wilson_interval(successes: int, trials: int, level: float | int = 0.95) -> Interval:
     """Wilson's score interval for a proportion (Wilson 1927), which holds near 0 and 1 where the normal one fails.
 
     Raises:

@@ -187,7 +187,7 @@ def csv_text(rows: Iterable[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _field(value: str | float | None) -> str:
+def _field(value: str | SupportsFloat | None) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +21,7 @@ from jaxkit import check
 from jaxkit.evaluation.table import Row, checked, name_of
 
 MISSING = "missing"
+LEGEND = "mean ± half width of the 95 % interval"
 _MARKS = {"other setting": "†", "reported": "‡"}
 _MEANING = {"†": "† published in another setting", "‡": "‡ published number from memory"}
 _COLOURS = {"reproduced": "green", "above": "cyan", "below": "yellow", "missing": "dim", "reported": "dim"}
@@ -87,27 +89,23 @@ def long_view(rows: Iterable[Row]) -> Grid:
     are several."""
     rows = checked(rows)
     several = len({row.study for row in rows}) > 1
-    header = ("setting", "method", "metric", "ours", "95 % interval", "n", "published", "source", "verdict")
+    header = ("setting", "method", "metric", "ours", "n", "published", "source", "verdict")
     body = []
     for row in rows:
-        half = _half(row)
-        ours = MISSING if row.value is None else format_number(row.value, half)
-        ends = ", ".join(format_number(end, half) for end in (row.low, row.high) if end is not None)
         body.append(
             (
                 *((Cell(row.study),) if several else ()),
                 Cell(row.setting),
                 Cell(row.method),
                 Cell(row.metric),
-                Cell(ours, True, MISSING if row.value is None else ""),
-                Cell(ends and f"[{ends}]", True),
+                Cell(format_value(row), True, MISSING if row.value is None else ""),
                 Cell(str(row.n) if row.n else "", True),
                 Cell(format_published(row), True),
                 Cell(row.tag),
                 Cell(row.verdict, verdict=row.verdict),
             )
         )
-    return Grid("", (("study",) if several else ()) + header, tuple(body))
+    return Grid("", (("study",) if several else ()) + header, tuple(body), f"ours: {LEGEND}" if body else "")
 
 
 def pivot(rows: Iterable[Row], metric: str) -> Grid:
@@ -137,9 +135,7 @@ def pivot(rows: Iterable[Row], metric: str) -> Grid:
     columns = tuple(dict.fromkeys(column(row) for row in rows))
     methods = dict.fromkeys(row.method for row in rows)
     body = tuple((Cell(m), *(cells.get((m, c), Cell("", True)) for c in columns)) for m in methods)
-    legend = "mean ± half width of the 95 % interval"
-    if any(row.published is not None for row in rows):
-        legend += " [published]"
+    legend = LEGEND + (" [published]" if any(row.published is not None for row in rows) else "")
     return Grid(metric, ("method", *columns), body, "; ".join([legend, *dict.fromkeys(notes)]))
 
 
@@ -195,10 +191,25 @@ def to_html(table: Iterable[Row] | Grid) -> str:
 def to_terminal(table: Iterable[Row] | Grid) -> Table:
     """A rich ``Table`` for ``rich.print``; the colour repeats the verdict, never carries it alone in the long view."""
     grid = _grid(table)
-    out = Table(title=Text(grid.title) if grid.title else None, caption=Text(grid.note) if grid.note else None)
-    for i, text in enumerate(grid.header):
+    text = lambda words, style="": Text(words, style=style) if words else None
+    out = Table(
+        title=text(grid.title, "bold"),
+        caption=text(grid.note, "dim"),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for i, name in enumerate(grid.header):
         number = any(row[i].number for row in grid.body)
-        out.add_column(Text(text), justify="right" if number else "left", overflow="fold")
+        # Where the terminal is narrow, cells wrap between words, and numbers not at all.
+        words = " ".join([name, *(row[i].text for row in grid.body)]).split()
+        least = min(max(map(len, words), default=1), 16)
+        out.add_column(
+            Text(name), justify="right" if number else "left", no_wrap=number, min_width=least, overflow="fold"
+        )
     for row in grid.body:
         out.add_row(*(Text(cell.text, style=_COLOURS.get(cell.verdict, "")) for cell in row))
     return out

@@ -1,6 +1,7 @@
 import csv
 import html.parser
 import math
+import os
 import stat
 
 import hypothesis
@@ -211,10 +212,11 @@ def test_pivot_is_methods_by_settings():
 def test_markdown_is_a_table_with_escaped_text():
     text = ev.to_markdown([row(method="a|b <i>*c*\nd", published=0.935, tag="Table 2")])
     lines = text.splitlines()
-    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
-    header = "| setting | method | metric | ours | 95 % interval | n | published | source | verdict |"
+    assert lines[3:] == ["", "ours: mean ± half width of the 95 % interval"]
+    assert len({len(line) for line in lines[:3]}) == 1
+    header = "| setting | method | metric | ours | n | published | source | verdict |"
     assert lines[0].split() == header.split()
-    assert r"a\|b &lt;i>\*c\* d" in lines[2] and "| reproduced |" in lines[2] and "[0.918, 0.942]" in lines[2]
+    assert r"a\|b &lt;i>\*c\* d" in lines[2] and "| 0.930 ± 0.012 |" in lines[2] and "| reproduced |" in lines[2]
     assert set(lines[1]) <= set("|-: ")
     wide = ev.to_markdown(ev.pivot(TABLE, "accuracy"))
     assert wide.startswith("**accuracy**\n\n| method") and "0.930 ± 0.012 [0.935]" in wide
@@ -259,7 +261,15 @@ def test_html_class_of_a_verdict_of_two_words():
 
 @pytest.mark.parametrize("view", [lambda rows: rows, lambda rows: ev.pivot(rows, "accuracy")])
 def test_terminal_shows_text_not_markup(view):
-    console = rich.console.Console(width=200, record=True, file=open("/dev/null", "w"))
+    console = rich.console.Console(width=200, record=True, file=open(os.devnull, "w"))
     console.print(ev.to_terminal(view([row(method="[bold]erm[/bold]", published=0.935, tag="Table 2")])))
     shown = console.export_text()
     assert "[bold]erm[/bold]" in shown and "0.935" in shown
+
+
+def test_terminal_of_80_columns_keeps_numbers_whole():
+    console = rich.console.Console(width=80, record=True, file=open(os.devnull, "w"))
+    console.print(ev.to_terminal([row(published=0.935, tag="Table 2, left half, page 11")]))
+    lines = console.export_text().splitlines()
+    assert any("0.930 ± 0.012" in line and "0.935" in line and "reproduced" in line for line in lines)
+    assert max(map(len, lines)) <= 80
