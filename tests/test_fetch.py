@@ -48,7 +48,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server():
     seen = []
     http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, seen))
-    thread = threading.Thread(target=http_server.serve_forever, daemon=True)
+    thread = threading.Thread(target=http_server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{http_server.server_port}", seen
     http_server.shutdown()

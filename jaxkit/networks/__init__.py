@@ -1,0 +1,23 @@
+"""Networks: Flax modules behind ``jaxkit.learner.Network``, by name from ``make("mlp", 10)``. All Flax of jaxkit lives
+here.
+"""
+
+from jaxkit.learner import Network
+from jaxkit.networks.adapter import Classifier, from_flax
+from jaxkit.networks.heads import grow_head, num_classes_of
+from jaxkit.networks.mlp import mlp
+from jaxkit.networks.registry import NETWORKS, Record, make
+from jaxkit.networks.vision.convnet import convnet
+
+__all__ = [
+    "NETWORKS",
+    "Classifier",
+    "Network",
+    "Record",
+    "convnet",
+    "from_flax",
+    "grow_head",
+    "make",
+    "mlp",
+    "num_classes_of",
+]

@@ -1,0 +1,85 @@
+"""A Flax module seen as two pure functions (``jaxkit.learner.Network``), and the shape that every classifier here has.
+
+A module is called as ``module(x, train=..., valid=...)`` and returns a dict with ``features`` and ``logits`` (or
+``mean``). Parameters and statistics lie under ``backbone`` and ``head``, so that ``freeze="backbone"`` and
+``heads.grow_head`` work on every network.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import errors
+from flax import linen as nn
+
+from jaxkit import check
+from jaxkit.learner import Network
+
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def compute_dtype(precision: str) -> Any:
+    """The dtype in which a network computes; its parameters, statistics and outputs are float32 under every policy."""
+    return PRECISIONS[check.choose("precision", precision, PRECISIONS)]
+
+
+class Classifier(nn.Module):
+    """A backbone ``x -> features [batch, f]`` and a head ``features -> [batch, k]``; both outputs are float32.
+
+    Attributes:
+      backbone: called as ``backbone(x, train=..., valid=...)``.
+      head: called as ``head(features)``.
+      output: the name of what the head gives, ``logits`` or ``mean``.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+    output: str = "logits"
+
+    def __call__(self, x, train: bool = False, valid=None) -> dict[str, jax.Array]:
+        features = self.backbone(x, train=train, valid=valid).astype(jnp.float32)
+        return {self.output: self.head(features).astype(jnp.float32), "features": features}
+
+
+def from_flax(module: nn.Module) -> Network:
+    """The Network of a Flax Linen module.
+
+    Args:
+      module: called as ``module(x, train=bool, valid=bool [batch] or None)``; returns a dict of arrays. It draws its
+        randomness (dropout) from the stream ``dropout``.
+
+    Returns:
+      ``init(key, x) -> (params, variables)`` reads the shapes of one row of x;
+      ``apply(params, variables, x, *, train=False, key=None, valid=None) -> (outputs, variables)``. With
+      ``train=False`` the variables come back as they are, and so they do from a batch in which no row is valid.
+
+    Raises:
+      UsageError: from ``apply`` when the module draws random numbers and ``key`` is None.
+    """
+
+    def init(key: jax.Array, x: Any) -> tuple[Any, Any]:
+        variables = dict(jax.jit(module.init)({"params": key}, jax.tree.map(lambda leaf: jnp.asarray(leaf)[:1], x)))
+        params = variables.pop("params", {})
+        return jax.tree.map(_strong, params), jax.tree.map(_strong, variables)
+
+    def apply(params, variables, x, *, train: bool = False, key=None, valid=None):
+        inputs = {"params": params, **variables}
+        if not train:
+            return module.apply(inputs, x, train=False, valid=valid), variables
+        rngs = {} if key is None else {"dropout": key}
+        try:
+            outputs, after = module.apply(inputs, x, train=True, valid=valid, rngs=rngs, mutable=list(variables))
+        except errors.InvalidRngError:
+            raise check.UsageError("this network draws random numbers in training (dropout); pass key=") from None
+        if valid is not None:
+            keep = jnp.any(valid)
+            after = jax.tree.map(lambda new, old: jnp.where(keep, new, old), dict(after), dict(variables))
+        return outputs, {**variables, **after}
+
+    return Network(init, apply)
+
+
+def _strong(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(leaf.dtype)  # an explicit dtype is never a weak one

@@ -1,0 +1,49 @@
+"""The networks by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxkit import check
+from jaxkit.learner import Network
+from jaxkit.networks.mlp import mlp
+from jaxkit.networks.vision.convnet import convnet
+
+
+class Record(NamedTuple):
+    """What is known of a network.
+
+    Attributes:
+      make: ``(num_classes, **options) -> Network``.
+      title: what it is, with its source.
+      input: the shape of x.
+      categories: for lists and tables.
+    """
+
+    make: Callable[..., Network]
+    title: str
+    input: str
+    categories: tuple[str, ...] = ()
+
+
+NETWORKS: dict[str, Record] = {
+    "mlp": Record(mlp, "Multilayer perceptron", "[batch, ...], flattened", ("dense", "small")),
+    "convnet": Record(
+        convnet, "Two strided convolutions and a dense layer", "[batch, height, width, channels]", ("vision", "small")
+    ),
+}
+
+
+def make(name: str, num_classes: int, **options: Any) -> Network:
+    """The network ``name`` (any case, - or _) for ``num_classes`` outputs.
+
+    Raises:
+      UsageError: an unknown name or option (the nearest ones are offered), or a value out of range.
+    """
+    record = NETWORKS[check.choose("network", name, NETWORKS)]
+    known = [option for option in inspect.signature(record.make).parameters if option != "num_classes"]
+    return record.make(
+        num_classes, **{check.choose("network option", option, known): value for option, value in options.items()}
+    )

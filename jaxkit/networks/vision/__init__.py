@@ -1,0 +1,1 @@
+"""Networks that see: a small ConvNet, the CIFAR ResNets, EfficientNet-Lite0."""
