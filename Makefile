@@ -48,7 +48,7 @@ format: venv ## rewrite the files as lint wants them
 	$(PY) -m ruff format .
 
 bench: venv ## the benchmarks on this machine
-	@set -e; for file in experiments/benchmarks/[a-z]*.py; do \
+	@set -e; for file in $(wildcard experiments/benchmarks/[a-z]*.py); do \
 	  name=$$(basename $$file .py); echo "$(PY) -m experiments.benchmarks.$$name $(ARGS)"; \
 	  $(PY) -m experiments.benchmarks.$$name $(ARGS); done
 
