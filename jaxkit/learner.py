@@ -14,13 +14,14 @@ hyper-parameters, sharded, checkpointed, and compared bit for bit. A ``Batch`` i
 ``second``      a second view or sampler, a Batch again
 ==============  ====================================================================================================
 
-Trajectories are ``[batch, time, ...]`` with ``terminated`` and ``truncated``. Multi-environment methods take ``[E, B, ...]``.
+Trajectories are ``[batch, time, ...]`` with ``terminated`` and ``truncated``. Multi-environment methods take ``[E, B,
+...]``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -44,9 +45,11 @@ class Learner(NamedTuple):
 
     Attributes:
       init: ``(key, batch) -> state``; reads the shapes of one example batch, never its values.
-      update: ``(state, batch, key) -> (state, metrics)``; one step. The new state has the shapes and dtypes of the old one; metrics
+      update: ``(state, batch, key) -> (state, metrics)``; one step. The new state has the shapes and dtypes of the
+        old one; metrics
         is a flat dict of float32 scalars with the same keys at every step, ``loss`` and ``finite`` (1 or 0) among them.
-      predict: ``(state, batch) -> outputs``; deterministic, from a batch without labels. Outputs is a dict: ``logits``, ``mean``,
+      predict: ``(state, batch) -> outputs``; deterministic, from a batch without labels. Outputs is a dict:
+        ``logits``, ``mean``,
         ``features``, ``value``, ``carry``; a second read-out has a name of its own (``logits_ncm``).
     """
 
@@ -60,8 +63,8 @@ class Network(NamedTuple):
 
     Attributes:
       init: ``(key, x) -> (params, variables)``; variables are what is not trained (normalisation statistics).
-      apply: ``(params, variables, x, *, train=False, key=None, valid=None) -> (outputs, variables)``; ``valid`` marks the rows that
-        count in batch statistics; with ``train=False`` the variables come back unchanged.
+      apply: ``(params, variables, x, *, train=False, key=None, valid=None) -> (outputs, variables)``; ``valid`` marks
+        the rows that count in batch statistics; with ``train=False`` the variables come back unchanged.
     """
 
     init: Callable[[Key, PyTree], tuple[Params, PyTree]]
@@ -73,9 +76,12 @@ class Source(NamedTuple):
 
     Attributes:
       init: ``(data, key) -> source_state``.
-      next: ``(data, source_state, state, step, key) -> (source_state, batch)``; ``key`` is the same at every step, so that a stateless
-        source is a function of (key, step) and the data order needs no checkpoint. ``state`` is the learner's, for sources that act by it.
-      example: ``(data, source_state, key) -> batch`` with the shapes that ``next`` will give, for sources whose ``next`` reads ``state``.
+      next: ``(data, source_state, state, step, key) -> (source_state, batch)``; ``key`` is the same at every step, so
+        that a stateless
+        source is a function of (key, step) and the data order needs no checkpoint. ``state`` is the learner's, for
+        sources that act by it.
+      example: ``(data, source_state, key) -> batch`` with the shapes that ``next`` will give, for sources whose
+        ``next`` reads ``state``.
       axis: the axis of a batch that is split over devices (1 where batches are ``[E, B, ...]``).
     """
 
@@ -89,7 +95,8 @@ class HostSource(NamedTuple):
     """Batches made outside the compiled step (a loader with workers, a pool of actors).
 
     Attributes:
-      open: ``(data, key, step) -> iterator of batches`` from step ``step`` on, so that a resumed run sees what the first would have seen.
+      open: ``(data, key, step) -> iterator of batches`` from step ``step`` on, so that a resumed run sees what the
+        first would have seen.
       axis: as in Source.
     """
 
@@ -105,8 +112,8 @@ class Stage(NamedTuple):
       learner: what learns.
       source: what it sees.
       share: its share of the steps of the plan.
-      begin: ``(state | None, data, key) -> state``, pure; the only place where the shape of State may change. None: a first stage starts
-        from ``learner.init``, a later one takes the state as it is.
+      begin: ``(state | None, data, key) -> state``, pure; the only place where the shape of State may change. None: a
+        first stage starts from ``learner.init``, a later one takes the state as it is.
       end: ``(state, data, key) -> state``, pure.
     """
 
@@ -126,9 +133,10 @@ class Gradient(NamedTuple):
 
     Attributes:
       init: ``params -> grad_state`` (error feedback, loss scale, stale parameters).
-      apply: ``(loss, grad_state, params, carried, batch, key) -> (grad_state, grads, carried, metrics)`` where ``loss(params, carried,
-        batch, key) -> (scalar, (carried, metrics))``. A ``finite`` in its metrics overrides the check of ``from_loss`` (a gradient that
-        skips overflows on purpose says so).
+      apply: ``(loss, grad_state, params, carried, batch, key) -> (grad_state, grads, carried, metrics)`` where
+        ``loss(params, carried,
+        batch, key) -> (scalar, (carried, metrics))``. A ``finite`` in its metrics overrides the check of
+        ``from_loss`` (a gradient that skips overflows on purpose says so).
     """
 
     init: Callable[[Params], PyTree]
@@ -172,13 +180,14 @@ class TrainState(NamedTuple):
 Loss = Callable[[Params, LossState, Batch, Key], tuple[jax.Array, tuple[LossState, Metrics]]]
 
 
-def path_name(path: Sequence[Any]) -> str:
+def path_name(path: tuple[Any, ...]) -> str:
     """A leaf's path as text: ``params/backbone/Dense_0/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def split_params(params: Params, pattern: str | None) -> tuple[Params, Params]:
-    """Split a tree by path: (leaves whose path does not match ``pattern``, leaves whose path does), None where a leaf is not."""
+    """Split a tree by path: (leaves whose path does not match ``pattern``, leaves whose path does), None where a leaf
+    is not."""
     if pattern is None:
         return params, jax.tree.map(lambda leaf: None, params)
     matches = lambda path: re.search(pattern, path_name(path)) is not None
@@ -211,8 +220,10 @@ def from_loss(
       optimizer: an optax transformation; it may need ``params``.
       gradient: how the gradient is taken; see ``Gradient``.
       init_extra: ``(params, variables) -> extra``, the method's own arrays at the start.
-      freeze: a regular expression; parameters whose path matches get no gradient and no optimizer state, and variables whose path
-        matches keep their value. Batch normalisation in the frozen part still normalises by the batch unless the loss says ``train=False``.
+      freeze: a regular expression; parameters whose path matches get no gradient and no optimizer state, and
+        variables whose path
+        matches keep their value. Batch normalisation in the frozen part still normalises by the batch unless the loss
+        says ``train=False``.
 
     Raises:
       UsageError: ``freeze`` leaves nothing to train.
@@ -224,7 +235,9 @@ def from_loss(
         if not jax.tree.leaves(trained):
             raise check.UsageError(f"freeze={freeze!r} matches every parameter; nothing is left to train")
         extra = init_extra(params, variables)
-        return TrainState(params, variables, optimizer.init(trained), gradient.init(trained), extra, jnp.zeros((), jnp.int32))
+        return TrainState(
+            params, variables, optimizer.init(trained), gradient.init(trained), extra, jnp.zeros((), jnp.int32)
+        )
 
     def update(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, Metrics]:
         trained, kept = split_params(state.params, freeze)
@@ -255,7 +268,8 @@ def from_loss(
 def batch_mean(values: jax.Array, batch: Batch) -> jax.Array:
     """The loss of a batch from the loss of its rows: sum_i valid_i weight_i values_i / sum_i valid_i.
 
-    ``valid`` and ``weight`` are 1 where the batch has none. The divisor counts rows, so that doubling every weight doubles the loss.
+    ``valid`` and ``weight`` are 1 where the batch has none. The divisor counts rows, so that doubling every weight
+    doubles the loss.
     """
     valid = batch.get("valid")
     if "weight" in batch:
@@ -292,7 +306,8 @@ class EmaState(NamedTuple):
 
 
 def with_ema(learner: Learner, decay: float | jax.Array = 0.999) -> Learner:
-    """Predict with an exponential moving average of the parameters: a <- decay a + (1 - decay) params, from the initial ones.
+    """Predict with an exponential moving average of the parameters: a <- decay a + (1 - decay) params, from the
+    initial ones.
 
     The wrapped state must have a field ``params`` (every learner of ``from_loss`` has). (Polyak and Juditsky 1992.)
     """
@@ -316,10 +331,11 @@ def with_ema(learner: Learner, decay: float | jax.Array = 0.999) -> Learner:
 
 
 def frozen(learner: Learner, pattern: str) -> Learner:
-    """Any learner with part of its state held fixed: leaves of State whose path matches ``pattern`` come out of update as they went in.
+    """Any learner with part of its state held fixed: leaves of State whose path matches ``pattern`` come out of
+    update as they went in.
 
-    It holds for whatever the update does (weight decay, statistics). Where the learner is a loss, ``from_loss(..., freeze=pattern)`` also
-    saves the backward pass and the optimizer's memory.
+    It holds for whatever the update does (weight decay, statistics). Where the learner is a loss, ``from_loss(...,
+    freeze=pattern)`` also saves the backward pass and the optimizer's memory.
     """
 
     def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:

@@ -1,0 +1,395 @@
+"""``fit``: a learner or a plan, data, steps; sharded, resumable, measured, in as few dispatches as a person can
+follow."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxkit import check
+from jaxkit.learner import Data, HostSource, Learner, Plan, Source, Stage, State
+from jaxkit.training import distributed, history, program
+from jaxkit.training import moment as moments
+from jaxkit.training.checkpoints import Checkpoints
+from jaxkit.training.evaluate import Evaluation, compile_evaluation
+from jaxkit.training.history import History
+from jaxkit.training.keys import as_key
+from jaxkit.training.layout import Layout
+from jaxkit.training.moment import Best, Moment
+from jaxkit.training.optimizers import learning_rate_of
+from jaxkit.training.program import Carry
+from jaxkit.training.progress import Display, RunLog, mean_of, share_out, trace
+from jaxkit.training.sharding import DEFAULT, Rules
+from jaxkit.training.signals import Stop, leave, stop_signals
+from jaxkit.training.watchdog import Watchdog, watchdog
+
+PyTree = Any
+DISPATCH_S = 1.0
+HOST_STEPS = 32  # batches of a HostSource sent at once
+PROFILED_STEPS = 20
+
+
+class NonFiniteError(RuntimeError):
+    """The loss, a gradient or the state is not finite; nothing of it was saved (exit code 3)."""
+
+
+class Fit(NamedTuple):
+    """What ``fit`` gives back; with seeds every leaf of ``state`` has a leading seed axis."""
+
+    state: State
+    history: History
+    best: Best | None
+
+
+class Event(NamedTuple):
+    """What a callback gets after each dispatch: names and counts, the mean of each metric over the dispatch, the live
+    state.
+
+    The state's arrays are donated to the next dispatch: copy what must outlive the call.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    metrics: dict[str, float]
+    state: State
+
+
+def fit(
+    learner_or_plan: Learner | Plan | Sequence[Stage],
+    data: Data,
+    *,
+    key: jax.Array | int,
+    steps: int,
+    source: Source | HostSource | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = DEFAULT,
+    seeds: int | None = None,
+    eval: Evaluation | None = None,
+    callbacks: Sequence[Callable[[Event], None]] = (),
+    workdir: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every_s: float = 300.0,
+    steps_per_dispatch: int | None = None,
+    progress: bool = True,
+    profile: str | Path | None = None,
+) -> Fit:
+    """Train.
+
+    Args:
+      learner_or_plan: a Learner with its ``source``, or a plan (a tuple of Stages).
+      data: dict of arrays; an argument of the compiled step, so its size costs no program text.
+      key: ``jax.random.key(...)`` or an integer seed; everything random follows from it.
+      steps: updates in all, split over the stages by their shares.
+      source: for a Learner; there is no default layout of data that suits every method.
+      mesh: from ``make_mesh``; None trains on one device.
+      rules: which leaves of State are split how (``training.sharding``).
+      seeds: train this many seeds at once; seed i equals a run with ``key=jax.random.fold_in(key, i)``.
+      eval: what to measure between dispatches; always measured at the end of a stage.
+      callbacks: called with an Event after each dispatch.
+      workdir: where checkpoints and metrics.jsonl go; None saves nothing.
+      resume: go on from the newest checkpoint in ``workdir`` (from the start when there is none).
+      checkpoint_every_s: seconds between checkpoints; one is always taken at the end of a stage, on SIGTERM and on
+        Ctrl-C.
+      steps_per_dispatch: None lets a dispatch last about a second.
+      progress: show a display.
+      profile: a folder for a ``jax.profiler`` trace of 20 steps after the compilation.
+
+    Returns:
+      Fit(state, history, best).
+
+    Raises:
+      UsageError: what the caller can mend.
+      NonFiniteError: training diverged; names the step, the learning rate and the last good checkpoint.
+      SystemExit: code 143 after SIGTERM, with a checkpoint saved when there is a workdir.
+      KeyboardInterrupt: after Ctrl-C, likewise.
+    """
+    plan = _as_plan(learner_or_plan, source)
+    _check(plan, data, steps, seeds, eval, checkpoint_every_s, steps_per_dispatch)
+    layout = Layout(plan, data, as_key(key), mesh, tuple(rules), seeds)
+    for number in range(len(plan)):
+        layout.check_batch(number)
+    folder = None if workdir is None else Path(workdir)
+    run = _Run(layout, share_out(steps, [stage.share for stage in plan]), eval, tuple(callbacks), folder)
+    run.every_s, run.fixed_pace = checkpoint_every_s, steps_per_dispatch
+    run.profile = None if profile is None else Path(profile)
+    with stop_signals() as stop, watchdog() as dog, Display(steps, progress and distributed.is_first()) as display:
+        try:
+            return run.train(run.first(resume), stop, dog, display)
+        finally:
+            run.close()
+
+
+def _as_plan(learner_or_plan: Learner | Plan | Sequence[Stage], source: Source | HostSource | None) -> Plan:
+    if isinstance(learner_or_plan, Learner):
+        if source is None:
+            raise check.UsageError("fit(learner, ...) needs source=..., e.g. source=jaxkit.data.sources.epochs(128)")
+        return (Stage("train", learner_or_plan, source),)
+    plan = tuple(learner_or_plan)
+    if not plan or not all(isinstance(stage, Stage) for stage in plan):
+        raise check.UsageError(
+            f"fit needs a Learner or a non-empty tuple of Stages, got {type(learner_or_plan).__name__}"
+        )
+    if source is not None:
+        raise check.UsageError("each Stage of a plan has its own source; source=... is for a single Learner")
+    return plan
+
+
+def _check(
+    plan: Plan,
+    data: Data,
+    steps: int,
+    seeds: int | None,
+    evaluation: Evaluation | None,
+    every_s: float,
+    pace: int | None,
+) -> None:
+    _check_data(data)
+    check.count("steps", steps)
+    check.number("checkpoint_every_s", every_s, 0.0)
+    if seeds is not None:
+        check.count("seeds", seeds)
+    if pace is not None:
+        check.count("steps_per_dispatch", pace)
+    if evaluation is not None:
+        _check_data(evaluation.data)
+        if evaluation.every is not None:
+            check.count("eval.every", evaluation.every)
+    for stage, count in zip(
+        plan, share_out(steps, [check.positive("share", stage.share) for stage in plan]), strict=True
+    ):
+        if count == 0:
+            raise check.UsageError(f"stage {stage.name!r} gets none of the {steps} steps; raise steps or its share")
+        if seeds is not None and isinstance(stage.source, HostSource):
+            raise check.UsageError(
+                f"stage {stage.name!r}: seeds={seeds} needs a source inside the step, not a HostSource"
+            )
+
+
+def _check_data(data: Data) -> None:
+    if not isinstance(data, dict) or "x" not in data:
+        raise check.UsageError(f"data must be a dict of arrays with 'x' (and 'y', ...), got {_kind(data)}")
+    rows: dict[int, str] = {}
+    for name, values in data.items():
+        for leaf in jax.tree.leaves(values):
+            if getattr(leaf, "ndim", 0) < 1:
+                raise check.UsageError(
+                    f"data[{name!r}] must be arrays whose first axis is rows, got {type(leaf).__name__}"
+                )
+            rows.setdefault(leaf.shape[0], name)
+    if len(rows) > 1:
+        listed = ", ".join(f"{name!r} has {count}" for count, name in rows.items())
+        raise check.UsageError(f"the arrays of data must have the same number of rows, but {listed}")
+    if rows and next(iter(rows)) == 0:
+        raise check.UsageError("data has no rows")
+
+
+def _kind(value: object) -> str:
+    return f"a dict with {sorted(value)}" if isinstance(value, dict) else type(value).__name__
+
+
+class _Run:
+    """One call of ``fit``."""
+
+    every_s: float
+    fixed_pace: int | None
+    profile: Path | None
+
+    def __init__(
+        self, layout: Layout, counts: list[int], evaluation: Evaluation | None, callbacks: tuple, workdir: Path | None
+    ):
+        self.layout, self.counts, self.callbacks, self.workdir = layout, counts, callbacks, workdir
+        self.evaluation = evaluation
+        self.eval_data = None if evaluation is None else layout.put(evaluation.data)
+        self.checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
+        self.log = RunLog(None, 0)
+
+    def first(self, resume: bool) -> Moment:
+        """Where to start: the beginning, or the newest checkpoint."""
+        latest = None if self.checkpoints is None else self.checkpoints.latest()
+        if resume and self.checkpoints is None:
+            raise check.UsageError("resume=True needs a workdir")
+        if latest is None or self.checkpoints is None:
+            return moments.beginning()
+        if not resume:
+            raise check.UsageError(
+                f"{self.workdir} already holds a checkpoint of step {latest}; "
+                "go on with resume=True or choose another workdir"
+            )
+        moment, changed = moments.restore(self.checkpoints, self.layout, self.counts, latest)
+        if changed and distributed.is_first():
+            print(
+                f"jaxkit: resumed on another machine ({', '.join(changed)}); results may differ in the last bits",
+                file=sys.stderr,
+            )
+        return moment
+
+    def train(self, moment: Moment, stop: Stop, dog: Watchdog, display: Display) -> Fit:
+        """Every stage that is left."""
+        path = self.workdir / "metrics.jsonl" if self.workdir is not None and distributed.is_first() else None
+        self.log = RunLog(path, moment.done)
+        while moment.stage < len(self.layout.plan):
+            moment = self._stage(moment, stop, dog, display)
+            self._save(moment)
+            if stop.signal is not None and moment.stage < len(self.layout.plan):
+                self._leave(stop.signal)
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+        return Fit(moment.state, moment.history, moment.best)
+
+    def _stage(self, moment: Moment, stop: Stop, dog: Watchdog, display: Display) -> Moment:
+        """The rest of one stage, up to and with its end."""
+        number = moment.stage
+        stage, total, keys = self.layout.plan[number], self.counts[number], self.layout.keys(number)
+        dog.alive(f"begin of stage {stage.name!r}")
+        if not moment.begun:
+            carry = self.layout.begin(number, moment.state)
+            moment = moment._replace(state=carry.state, source_state=carry.source_state, begun=True)
+        run = self.layout.steps(number)
+        batches = self._batches(moment.stage, moment.step)
+        pace, saved_at, first = self.fixed_pace or 1, time.monotonic(), True
+        while moment.step < total:
+            due = self.checkpoints is not None and not first and time.monotonic() - saved_at >= self.every_s
+            traced, self.profile = (None, self.profile) if first else (self.profile, None)
+            if traced is not None:
+                pace = min(pace, PROFILED_STEPS)
+            count, stop.signal, due = distributed.agree(
+                min(pace, self._room(moment, total, batches is not None)), stop.signal, due
+            )
+            if due or stop.signal is not None:
+                self._save(moment)
+                saved_at = time.monotonic()
+            if stop.signal is not None:
+                self._leave(stop.signal)
+            dog.alive(f"steps {moment.step}..{moment.step + count} of stage {stage.name!r}")
+            began = time.monotonic()
+            feed = self.layout.data if batches is None else _stack(batches, count)
+            with trace(traced):
+                carry = Carry(moment.state, moment.source_state)
+                carry, metrics = run(carry, feed, keys, np.int32(moment.step), np.int32(count))
+                metrics = {name: np.asarray(values)[..., :count] for name, values in metrics.items()}
+            took = time.monotonic() - began
+            moment = moment._replace(state=carry.state, source_state=carry.source_state)
+            moment = self._advance(moment, count, metrics)
+            if self.fixed_pace is None and not first:  # the first dispatch has the compilation in it
+                pace = int(np.clip(count * DISPATCH_S / max(took, 1e-6), max(1, pace // 2), pace * 16))
+            first = False
+            self._tell(moment, mean_of(metrics), count / took, display)
+            if (
+                self.evaluation is not None
+                and moment.done % (self.evaluation.every or self._total + 1) == 0
+                and moment.step < total
+            ):
+                moment = self._evaluate(moment, dog)
+        dog.alive(f"end of stage {stage.name!r}")
+        moment = moment._replace(state=self.layout.end(number, moment.state))
+        if self.evaluation is not None:
+            moment = self._evaluate(moment, dog)
+        return moment._replace(stage=number + 1, step=0, begun=False, source_state=())
+
+    def _batches(self, number: int, step: int) -> Iterator[PyTree] | None:
+        """What a HostSource gives from a step on; None for a source inside the program."""
+        source = self.layout.plan[number].source
+        if not isinstance(source, HostSource):
+            return None
+        return iter(source.open(self.layout.data, self.layout.keys(number).source, step))
+
+    @property
+    def _total(self) -> int:
+        return sum(self.counts)
+
+    def _room(self, moment: Moment, total: int, on_host: bool) -> int:
+        """How many steps may pass until something else must be done."""
+        room = min(total - moment.step, HOST_STEPS if on_host else program.CAPACITY)
+        if self.evaluation is not None and self.evaluation.every is not None:
+            room = min(room, self.evaluation.every - moment.done % self.evaluation.every)
+        return room
+
+    def _advance(self, moment: Moment, count: int, metrics: dict[str, np.ndarray]) -> Moment:
+        """The moment after a dispatch; raises if any of its steps was not finite."""
+        for name in ("loss", "finite"):
+            if name not in metrics:
+                stage = self.layout.plan[moment.stage].name
+                raise check.UsageError(
+                    f"the learner of stage {stage!r} gives no metric {name!r}; update must return 'loss' and 'finite'"
+                )
+        bad = np.flatnonzero((metrics["finite"] < 0.5).reshape(-1, count).any(0))
+        if bad.size:
+            raise self._diverged(
+                moment._replace(step=moment.step + int(bad[0])), "the loss or a gradient is not finite"
+            )
+        measured = history.add_steps(moment.history, moment.stage, metrics)
+        return moment._replace(step=moment.step + count, done=moment.done + count, history=measured)
+
+    def _tell(self, moment: Moment, means: dict[str, float], rate: float, display: Display) -> None:
+        """Show, log and call back what a dispatch gave."""
+        stage = self.layout.plan[moment.stage].name
+        display.update(stage, moment.done, means["loss"], rate)
+        self.log.write(stage=stage, step=moment.done, **means)
+        for callback in self.callbacks:
+            callback(Event(stage, moment.done, self._total, means, moment.state))
+
+    def _evaluate(self, moment: Moment, dog: Watchdog) -> Moment:
+        stage, asked = self.layout.plan[moment.stage], self.evaluation
+        assert asked is not None
+        dog.alive(f"evaluation after step {moment.done}")
+        measure = compile_evaluation(stage.learner.predict, asked.measure, asked.batch_size, self.layout.seeds)
+        values = {name: np.asarray(value) for name, value in measure(moment.state, self.eval_data).items()}
+        self.log.write(stage=stage.name, step=moment.done, evaluation=values)
+        moment = moment._replace(history=history.add_evaluation(moment.history, moment.done, values))
+        if asked.best is None:
+            return moment
+        return moments.keep_best(moment, values[check.choose("metric", asked.best, values)], asked.higher)
+
+    def _save(self, moment: Moment) -> None:
+        """Save a moment unless it is saved already; an unsound one raises instead."""
+        if self.checkpoints is None or self.checkpoints.latest() == moment.done:
+            return
+        if not bool(program.healthy((moment.state, moment.source_state))):
+            raise self._diverged(moment, "the state has a NaN or an infinite parameter")
+        moments.save(self.checkpoints, self.layout, self.counts, moment)
+
+    def _diverged(self, moment: Moment, what: str) -> NonFiniteError:
+        stage = self.layout.plan[moment.stage if moment.begun else moment.stage - 1]
+        rate, saved = learning_rate_of(moment.state), None
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+            saved = self.checkpoints.latest()
+        rate_text = "" if rate is None else f" at learning rate {rate:.3g}"
+        kept = (
+            "there is no checkpoint"
+            if saved is None
+            else f"the last good checkpoint is of step {saved}, in {self.workdir}"
+        )
+        return NonFiniteError(f"{what} after {moment.step} steps of stage {stage.name!r}{rate_text}; {kept}")
+
+    def _leave(self, signal: int) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+        leave(signal)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+        self.log.close()
+
+
+def _stack(batches: Iterator[PyTree], count: int) -> PyTree:
+    """``count`` batches of a HostSource, stacked to the fixed length that the compiled step expects."""
+    taken = []
+    for batch in batches:
+        taken.append(jax.tree.map(np.asarray, batch))
+        if len(taken) == count:
+            break
+    else:
+        raise check.UsageError(f"the HostSource ended {count - len(taken)} batches early; its iterator must not end")
+    taken += taken[-1:] * (HOST_STEPS - count)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *taken)

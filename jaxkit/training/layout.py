@@ -1,0 +1,116 @@
+"""A plan put on its data, its mesh and its keys: the shapes of every stage, where they live, and the compiled
+pieces."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxkit.learner import Data, HostSource, Plan, State
+from jaxkit.training import program
+from jaxkit.training.keys import Streams, seed_keys, streams
+from jaxkit.training.program import Carry, Place
+from jaxkit.training.sharding import Rules, batch_sharding, state_shardings
+
+PyTree = Any
+
+
+class Layout:
+    """The plan, compiled stage by stage when asked."""
+
+    def __init__(self, plan: Plan, data: Data, key: jax.Array, mesh: Mesh | None, rules: Rules, seeds: int | None):
+        self.plan, self.key, self.mesh, self.rules, self.seeds = plan, key, mesh, rules, seeds
+        self.whole = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, P())
+        self.data = self.put(data)
+
+    def put(self, tree: PyTree) -> PyTree:
+        """Arrays on the one device, or whole on every device of the mesh."""
+        return jax.device_put(tree, None if self.mesh is None else self.whole)
+
+    def keys(self, number: int) -> Streams:
+        """The streams of stage ``number``, with a seed axis if there are seeds."""
+        if self.seeds is None:
+            return self.put(streams(self.key, number))
+        return self.put(jax.vmap(functools.partial(streams, stage=number))(seed_keys(self.key, self.seeds)))
+
+    def _example(self, number: int) -> PyTree:
+        """A batch for a first stage that is fed by a HostSource and has no begin; None elsewhere."""
+        stage = self.plan[number]
+        if number or not isinstance(stage.source, HostSource) or stage.begin is not None:
+            return None
+        return next(iter(stage.source.open(self.data, self.keys(number).source, 0)))
+
+    @functools.cached_property
+    def shapes(self) -> list[Carry]:
+        """The carry of each stage after its begin, as ShapeDtypeStructs, from the chain of begins."""
+        chain, state = [], None
+        for number, stage in enumerate(self.plan):
+            begin = program.compile_begin(stage.begin, stage.learner, stage.source, self.seeds)
+            state = jax.eval_shape(begin, state, self.data, self.keys(number), self._example(number))
+            source_state = ()
+            if not isinstance(stage.source, HostSource):
+                init = program.compile_source_init(stage.source, self.seeds)
+                source_state = jax.eval_shape(init, self.data, self.keys(number))
+            chain.append(Carry(state, source_state))
+        return chain
+
+    def shardings(self, number: int) -> Carry:
+        """The sharding of each leaf of the carry of a stage; what a source carries is whole on every device."""
+        shapes = self.shapes[number]
+        if self.mesh is None:
+            return jax.tree.map(lambda leaf: self.whole, shapes)
+        state = state_shardings(shapes.state, self.mesh, self.rules, lead=int(self.seeds is not None))
+        return Carry(state, jax.tree.map(lambda leaf: self.whole, shapes.source_state))
+
+    def _place(self, number: int) -> tuple[Place | None, Place | None, Place | None]:
+        """The places of the carry, the state and the source's state."""
+        if self.mesh is None:
+            return None, None, None
+        shardings = self.shardings(number)
+        return Place.of(shardings), Place.of(shardings.state), Place.of(shardings.source_state)
+
+    def templates(self, number: int) -> Carry:
+        """The carry of a stage as a checkpoint's reader wants it: shapes with their shardings."""
+        like = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.tree.map(like, self.shapes[number], self.shardings(number))
+
+    def begin(self, number: int, before: State | None) -> Carry:
+        """The carry at the start of a stage, made where it will live."""
+        stage, (_, place, source_place) = self.plan[number], self._place(number)
+        begin = program.compile_begin(stage.begin, stage.learner, stage.source, self.seeds, place)
+        state = begin(before, self.data, self.keys(number), self._example(number))
+        if isinstance(stage.source, HostSource):
+            return Carry(state, ())
+        return Carry(
+            state, program.compile_source_init(stage.source, self.seeds, source_place)(self.data, self.keys(number))
+        )
+
+    def steps(self, number: int) -> Callable:
+        """The compiled steps of a stage (``program.compile_steps``)."""
+        stage = self.plan[number]
+        return program.compile_steps(stage.learner, stage.source, self.seeds, self.mesh, self._place(number)[0])
+
+    def end(self, number: int, state: State) -> State:
+        """The state after a stage's end."""
+        stage = self.plan[number]
+        if stage.end is None:
+            return state
+        return program.compile_end(stage.end, self.seeds, self._place(number)[1])(state, self.data, self.keys(number))
+
+    def check_batch(self, number: int) -> None:
+        """UsageError, before anything compiles, when a batch of the stage does not divide over the mesh."""
+        source = self.plan[number].source
+        if self.mesh is None or isinstance(source, HostSource):
+            return
+        alone = Layout(self.plan, self.data, self.key, None, self.rules, None) if self.seeds is not None else self
+        carry, step = alone.shapes[number], jnp.zeros((), jnp.int32)
+        batch = jax.eval_shape(
+            source.next, self.data, carry.source_state, carry.state, step, alone.keys(number).source
+        )[1]
+        batch_sharding(batch, self.mesh, source.axis)
