@@ -7,6 +7,16 @@ from jaxkit.evaluation.calibration import (
     expected_calibration_error,
     reliability,
 )
+from jaxkit.evaluation.figures import (
+    PALETTE,
+    Figure,
+    band,
+    bars_with_published,
+    learning_curves,
+    reliability_diagram,
+    save,
+    style,
+)
 from jaxkit.evaluation.files import write_atomic
 from jaxkit.evaluation.intervals import Interval, bootstrap_interval, mean_interval, wilson_interval
 from jaxkit.evaluation.metrics import (
@@ -51,16 +61,20 @@ from jaxkit.evaluation.views import (
 __all__ = [
     "COLUMNS",
     "FROM_MEMORY",
+    "PALETTE",
     "VERDICTS",
     "Bins",
     "Cell",
     "Comparison",
+    "Figure",
     "Grid",
     "Interval",
     "PairedTest",
     "Row",
     "accuracy",
     "adaptive_calibration_error",
+    "band",
+    "bars_with_published",
     "bootstrap_interval",
     "brier_score",
     "classification",
@@ -74,6 +88,7 @@ __all__ = [
     "format_value",
     "group_accuracy",
     "holm",
+    "learning_curves",
     "long_view",
     "macro_accuracy",
     "make_row",
@@ -88,7 +103,10 @@ __all__ = [
     "read_csv",
     "regression",
     "reliability",
+    "reliability_diagram",
+    "save",
     "sign_test",
+    "style",
     "to_csv",
     "to_html",
     "to_markdown",

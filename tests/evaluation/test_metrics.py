@@ -40,18 +40,30 @@ def numpy_ece(confidence, correct, num_bins):
 def test_against_scikit_learn():
     logits, labels = example()
     predicted, p = logits.argmax(-1), softmax(logits)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
-    close(ev.accuracy(logits, labels), sklearn.metrics.accuracy_score(labels, predicted))
-    close(ev.macro_accuracy(logits, labels), sklearn.metrics.balanced_accuracy_score(labels, predicted))
-    close(ev.per_class_accuracy(logits, labels), sklearn.metrics.recall_score(labels, predicted, average=None))
-    close(ev.top_k(logits, labels, 2), sklearn.metrics.top_k_accuracy_score(labels, logits, k=2))
-    close(ev.negative_log_likelihood(logits, labels), sklearn.metrics.log_loss(labels, p))
-    np.testing.assert_array_equal(
-        ev.confusion_matrix(logits, labels), sklearn.metrics.confusion_matrix(labels, predicted)
+    ours = jax.jit(
+        lambda o, y: {
+            "accuracy": ev.accuracy(o, y),
+            "macro": ev.macro_accuracy(o, y),
+            "recall": ev.per_class_accuracy(o, y),
+            "top 2": ev.top_k(o, y, 2),
+            "nll": ev.negative_log_likelihood(o, y),
+            "confusion": ev.confusion_matrix(o, y),
+            "brier": ev.brier_score(o, y),
+        }
     )
-    close(ev.brier_score(logits, labels), np.mean(np.sum((p - np.eye(C)[labels]) ** 2, -1)))
+    theirs = {
+        "accuracy": sklearn.metrics.accuracy_score(labels, predicted),
+        "macro": sklearn.metrics.balanced_accuracy_score(labels, predicted),
+        "recall": sklearn.metrics.recall_score(labels, predicted, average=None),
+        "top 2": sklearn.metrics.top_k_accuracy_score(labels, logits, k=2),
+        "nll": sklearn.metrics.log_loss(labels, p),
+        "confusion": sklearn.metrics.confusion_matrix(labels, predicted),
+        "brier": np.mean(np.sum((p - np.eye(C)[labels]) ** 2, -1)),
+    }
+    chex.assert_trees_all_close(jax.device_get(ours(logits, labels)), theirs, rtol=1e-5)
     two, y = example(1, classes=2)
-    close(ev.brier_score(two, y), 2 * sklearn.metrics.brier_score_loss(y, softmax(two)[:, 1]))
+    brier = 2 * sklearn.metrics.brier_score_loss(y, softmax(two)[:, 1])
+    np.testing.assert_allclose(ev.brier_score(two, y), brier, rtol=1e-5)
 
 
 def test_regression_against_scikit_learn():
@@ -59,7 +71,7 @@ def test_regression_against_scikit_learn():
     y = rng.normal(3.0, 2.0, size=(50, 2)).astype(np.float32)
     mean = y + rng.normal(size=y.shape).astype(np.float32)
     for predictions, targets in ((mean, y), (mean[:, 0], y[:, 0])):
-        measured = ev.regression({"mean": predictions}, {"y": targets})
+        measured = jax.jit(ev.regression)({"mean": predictions}, {"y": targets})
         np.testing.assert_allclose(measured["mse"], sklearn.metrics.mean_squared_error(targets, predictions), rtol=1e-5)
         np.testing.assert_allclose(measured["r2"], sklearn.metrics.r2_score(targets, predictions), rtol=1e-5)
     assert np.isnan(ev.r2(mean[:, 0], np.full(50, 2.0, np.float32)))
@@ -67,7 +79,7 @@ def test_regression_against_scikit_learn():
         ev.mean_squared_error(mean[:, :1], y[:, 0])
 
 
-@pytest.mark.parametrize("num_bins", [1, 10, 15])
+@pytest.mark.parametrize("num_bins", [1, 15])
 def test_calibration_against_a_transcription(num_bins):
     logits, labels = example()
     p = softmax(logits)

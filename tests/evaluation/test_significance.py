@@ -78,7 +78,7 @@ def test_under_the_null_p_is_not_too_small(test):
 
 
 def test_holm_on_worked_examples():
-    # R's own manual of p.adjust orders by rank; the values below follow Holm's (1979) definition by hand:
+    # The example of the encyclopaedia's article (Holm-Bonferroni method), which rejects the first and the last at 0.05:
     # 4 * 0.005 = 0.02, 3 * 0.01 = 0.03, 2 * 0.03 = 0.06, 1 * 0.04 = 0.04 raised to 0.06.
     np.testing.assert_allclose(ev.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(ev.holm([0.5, 0.9]), [1.0, 1.0])
