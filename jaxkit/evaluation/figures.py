@@ -18,9 +18,9 @@ import matplotlib
 import matplotlib.figure
 import numpy as np
 import scipy.stats
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 
 from jaxkit import check
