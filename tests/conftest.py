@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
 
 
 def _gpu_asked(config: pytest.Config) -> bool:
@@ -30,8 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("MPLBACKEND", "agg")
     faulthandler.enable()
 
-    from jaxtyping import install_import_hook
-
+    # The same examples in every run, and no time limit for one of them: the first one compiles.
+    settings.register_profile("jaxkit", deadline=None, max_examples=50, derandomize=True, database=None)
+    settings.load_profile("jaxkit")
     install_import_hook(["jaxkit"], "beartype.beartype")
 
 

@@ -106,6 +106,14 @@ def test_every_make_target_is_in_the_readme():
     assert [target for target in targets if f"`make {target}`" not in readme] == []
 
 
+def test_the_examples_of_the_readme_run(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    check = "assert (outputs['logits'].argmax(-1) == y[:5]).all()"
+    ran = run(sys.executable, "-c", "\n".join([*blocks, check]), cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_python_versions_agree():
     """What the package asks for, what the environment script accepts and what the linter assumes."""
     assert PROJECT["project"]["requires-python"] == ">=3.11"
@@ -130,6 +138,23 @@ def test_importing_jaxkit_imports_no_jax():
     ran = run(sys.executable, "-c", code)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == PROJECT["project"]["version"]
+
+
+@pytest.mark.parametrize("python", ["no-such-python", "false"])
+def test_a_python_that_does_not_answer_is_one_line(python, tmp_path):
+    ran = run("bash", ".ci/venv", str(tmp_path / "venv"), python)
+    assert ran.returncode == 2
+    assert ran.stderr == f"make: PYTHON={python} does not answer; give the path of a Python of at least 3.11\n"
+    assert not (tmp_path / "venv").exists()
+
+
+def test_make_without_a_target_lists_all_targets():
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    ran = run("make")
+    assert ran.returncode == 0, ran.stderr
+    for target in re.findall(r"^([a-z][a-z-]*):(?!=)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE):
+        assert re.search(rf"^make {target} +\S", ran.stdout, flags=re.MULTILINE), target
 
 
 def test_an_unknown_attribute_of_jaxkit_is_an_attribute_error():
