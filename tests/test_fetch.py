@@ -97,7 +97,7 @@ def test_no_answer_is_one_line(server, tmp_path):
     url, _ = server
     for address in (f"{url}/gone", "http://127.0.0.1:9/x"):
         with pytest.raises(UsageError, match="cannot download file") as error:
-            fetch.download(address, tmp_path / "file", SUM, timeout=2)
+            fetch.download(address, tmp_path / "file", SUM, timeout=2.0)
         assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match="https"):
         fetch.download("file:///etc/hostname", tmp_path / "file", SUM)

@@ -4,10 +4,12 @@ here.
 
 from jaxkit.learner import Network
 from jaxkit.networks.adapter import Classifier, from_flax
-from jaxkit.networks.heads import grow_head, num_classes_of
+from jaxkit.networks.heads import grow_head, new_head, num_classes_of
 from jaxkit.networks.mlp import mlp
 from jaxkit.networks.registry import NETWORKS, Record, make
 from jaxkit.networks.vision.convnet import convnet
+from jaxkit.networks.vision.efficientnet import efficientnet_lite0
+from jaxkit.networks.vision.resnet import resnet20, resnet32
 
 __all__ = [
     "NETWORKS",
@@ -15,9 +17,13 @@ __all__ = [
     "Network",
     "Record",
     "convnet",
+    "efficientnet_lite0",
     "from_flax",
     "grow_head",
     "make",
     "mlp",
+    "new_head",
     "num_classes_of",
+    "resnet20",
+    "resnet32",
 ]

@@ -112,6 +112,13 @@ def grow_head(params: Any, num_classes: int, key: jax.Array) -> Any:
     return {**params, "head": grown}
 
 
+def new_head(params: Any, num_classes: int, key: jax.Array, head: str | Head = "linear") -> Any:
+    """A fresh head on the old backbone: the parameters for the network made for ``num_classes`` and ``head``."""
+    features = _head(params)["kernel"].shape[0]
+    fresh = make_head(head, num_classes).init(key, jnp.zeros((1, features), jnp.float32))["params"]
+    return {**params, "head": fresh}
+
+
 def _head(params: Any) -> dict[str, Any]:
     if not isinstance(params, dict) or "head" not in params or "kernel" not in params["head"]:
         found = ", ".join(sorted(params)) if isinstance(params, dict) else type(params).__name__

@@ -10,6 +10,8 @@ from jaxkit import check
 from jaxkit.learner import Network
 from jaxkit.networks.mlp import mlp
 from jaxkit.networks.vision.convnet import convnet
+from jaxkit.networks.vision.efficientnet import efficientnet_lite0
+from jaxkit.networks.vision.resnet import resnet20, resnet32
 
 
 class Record(NamedTuple):
@@ -28,10 +30,18 @@ class Record(NamedTuple):
     categories: tuple[str, ...] = ()
 
 
+_IMAGES = "[batch, height, width, channels]"
+
 NETWORKS: dict[str, Record] = {
     "mlp": Record(mlp, "Multilayer perceptron", "[batch, ...], flattened", ("dense", "small")),
-    "convnet": Record(
-        convnet, "Two strided convolutions and a dense layer", "[batch, height, width, channels]", ("vision", "small")
+    "convnet": Record(convnet, "Two strided convolutions and a dense layer", _IMAGES, ("vision", "small")),
+    "resnet20": Record(resnet20, "ResNet-20 for CIFAR (He et al. 2016)", "[batch, 32, 32, 3]", ("vision", "residual")),
+    "resnet32": Record(resnet32, "ResNet-32 for CIFAR (He et al. 2016)", "[batch, 32, 32, 3]", ("vision", "residual")),
+    "efficientnet_lite0": Record(
+        efficientnet_lite0,
+        "EfficientNet-Lite0 (Tan and Le 2019; Liu 2020)",
+        "[batch, 224, 224, 3]",
+        ("vision", "inverted residual", "pretrained"),
     ),
 }
 

@@ -71,9 +71,7 @@ def normed():
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), count=st.integers(0, 6), order=st.permutations(range(6)))
 def test_padding_changes_nothing(normed, seed, count, order):
-    """Rows that are not valid change neither the outputs of valid rows nor statistics; no valid row, no change at
-    all.
-    """
+    """Rows that are not valid change no output of a valid row and no statistic."""
     variables, apply = normed
     valid = np.isin(np.arange(6), order[:count])
     junk = 100.0 * jax.random.normal(jax.random.key(seed), X.shape)
@@ -189,9 +187,10 @@ def test_grown_head_keeps_old_classes(head):
 def test_convolution_forms_agree(shape, size, stride, padding):
     padding = layers.same_padding(shape, size, stride) if padding is None else ((padding,) * 2,) * 2
     x = jax.random.normal(KEY, (2, *shape, 3))
-    kernel = jax.random.normal(jax.random.key(1), (size, size, 3, 5))
-    form = lambda method: jax.jit(lambda x, kernel: layers.convolve(x, kernel, stride, padding, method=method))
-    np.testing.assert_allclose(form("lax")(x, kernel), form("matmul")(x, kernel), rtol=1e-5, atol=2e-5)
+    for groups, outputs in ((1, 5), (3, 3)):
+        kernel = jax.random.normal(jax.random.key(1), (size, size, 3 // groups, outputs))
+        form = lambda method: layers.convolve(x, kernel, stride, padding, groups=groups, method=method)
+        np.testing.assert_allclose(form("lax"), form("slices"), rtol=1e-5, atol=2e-5)
 
 
 def test_same_padding_is_xlas():

@@ -49,7 +49,7 @@ def convnet(
       width: channels of the first convolution.
       head: ``linear``, ``cosine``, or a function of the number of classes.
       norm: ``none``, ``batch`` or ``layer`` (over channels), before each ReLU.
-      method: of the convolution (``layers.convolve``): ``auto``, ``matmul`` or ``lax``.
+      method: of the convolution (``layers.convolve``): ``auto``, ``slices`` or ``lax``.
       precision: ``float32`` or ``bfloat16`` (of the computation; parameters stay float32).
 
     Raises:
