@@ -41,7 +41,7 @@ lint: venv ## style, types and the direction of imports
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/lint-imports --no-logo
 
 format: venv ## rewrite the files as lint wants them
 	$(PY) -m ruff check --fix .
