@@ -255,7 +255,7 @@ def from_loss(
         variables, extra = carried
         if freeze is not None:
             variables = merge_params(split_params(variables, freeze)[0], split_params(state.variables, freeze)[1])
-        metrics = {"finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.global_norm(grads)), **metrics}
+        metrics = {"finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads)), **metrics}
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
         return TrainState(params, variables, opt_state, grad_state, extra, state.step + 1), metrics
 

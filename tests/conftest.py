@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # The same examples in every run, and no time limit for one of them: the first one compiles.
     settings.register_profile("jaxkit", deadline=None, max_examples=50, derandomize=True, database=None)
     settings.load_profile("jaxkit")
-    install_import_hook(["jaxkit"], "beartype.beartype")
+    install_import_hook(["jaxkit"], "annotations.checked")
 
 
 def _data_folder() -> Path | None:

@@ -54,13 +54,19 @@ def _template(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
 
 
+def _key_impl(dtype: Any) -> str:
+    """The name of the generator whose keys have this dtype."""
+    names = ("threefry2x32", "rbg", "unsafe_rbg")
+    return next(name for name in names if jax.eval_shape(lambda n=name: jax.random.key(0, impl=n)).dtype == dtype)
+
+
 def _rebuild(template: PyTree, saved: dict[str, Any]) -> PyTree:
     def one(number: int, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name = f"{number:05d}"
         if name not in saved:
             return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
         if is_key(leaf):
-            return jax.random.wrap_key_data(saved[name], impl=jax.random.key_impl(leaf))  # type: ignore[arg-type]
+            return jax.random.wrap_key_data(saved[name], impl=_key_impl(leaf.dtype))
         return saved[name]
 
     leaves, tree = jax.tree.flatten(template)

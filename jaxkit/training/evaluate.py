@@ -52,7 +52,7 @@ def predict_all(predict: Callable, state: PyTree, x: PyTree, batch_size: int | N
         return predict(state, {"x": x})
     padded = chunks * batch_size - rows
 
-    def split(leaf: jax.Array) -> jax.Array:
+    def split(leaf: Any) -> jax.Array:
         filled = jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (padded, *leaf.shape[1:]))]) if padded else leaf
         return filled.reshape(chunks, batch_size, *leaf.shape[1:])
 

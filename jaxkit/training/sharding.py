@@ -25,7 +25,7 @@ PyTree = Any
 AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
 
-Tactic = Callable[[jax.ShapeDtypeStruct, Mesh, int], P] | P
+Tactic = Callable[[Any, Mesh, int], P] | P
 Rules = Sequence[tuple[str, Tactic]]
 
 
@@ -63,7 +63,7 @@ def make_mesh(*, data: int | None = None, fsdp: int = 1, model: int = 1, devices
     return jax.make_mesh((data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
 
 
-def replicate(leaf: jax.ShapeDtypeStruct, mesh: Mesh, lead: int = 0) -> P:
+def replicate(leaf: Any, mesh: Mesh, lead: int = 0) -> P:
     """The whole array on every device."""
     return P()
 
@@ -72,7 +72,7 @@ def fsdp(min_mb: float = 1.0) -> Tactic:
     """Split the largest dimension that the fsdp axis divides; arrays below ``min_mb`` MiB are replicated."""
     check.number("min_mb", min_mb, 0.0)
 
-    def tactic(leaf: jax.ShapeDtypeStruct, mesh: Mesh, lead: int = 0) -> P:
+    def tactic(leaf: Any, mesh: Mesh, lead: int = 0) -> P:
         parts = mesh.shape["fsdp"]
         shape = leaf.shape[lead:]
         small = np.prod(shape, dtype=float) * leaf.dtype.itemsize < min_mb * 2**20
@@ -88,7 +88,7 @@ def fsdp(min_mb: float = 1.0) -> Tactic:
 DEFAULT: Rules = ((".*", fsdp()),)
 
 
-def _explicit(spec: P, leaf: jax.ShapeDtypeStruct, mesh: Mesh, lead: int, name: str) -> P:
+def _explicit(spec: P, leaf: Any, mesh: Mesh, lead: int, name: str) -> P:
     """Check that a PartitionSpec fits a leaf; the seed axis in front stays whole."""
     if len(spec) > len(leaf.shape) - lead:
         raise check.UsageError(f"sharding rule {spec} has more axes than {name} of shape {leaf.shape[lead:]}")
@@ -109,7 +109,7 @@ def state_shardings(shapes: PyTree, mesh: Mesh, rules: Rules = DEFAULT, *, lead:
     """A NamedSharding for each leaf of ``shapes`` (a tree of ShapeDtypeStruct); ``lead`` axes in front (seeds) are
     never split."""
 
-    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def place(path: Any, leaf: Any) -> NamedSharding:
         name = path_name(path)
         for pattern, tactic in rules:
             if re.search(pattern, name):
@@ -127,7 +127,7 @@ def batch_sharding(shapes: PyTree, mesh: Mesh, axis: int) -> PyTree:
     """Split axis ``axis`` of each leaf of a batch over data and fsdp; an axis that does not divide is a UsageError."""
     parts = int(np.prod([mesh.shape[name] for name in BATCH_AXES]))
 
-    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def place(path: Any, leaf: Any) -> NamedSharding:
         if len(leaf.shape) <= axis:
             return NamedSharding(mesh, P())
         if leaf.shape[axis] % parts:

@@ -1,0 +1,204 @@
+"""The loop: one compilation, seeds, best states, callbacks, histories, and what a caller gets wrong."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkit import learner, training
+from jaxkit.check import UsageError
+from jaxkit.data import sources
+from jaxkit.training import program
+from tests.training import toy
+
+SOURCE = sources.epochs(32)
+DATA = toy.make_data()
+LEARNER = toy.classifier()
+
+
+def fit(method=LEARNER, data=DATA, *, source=SOURCE, key=0, steps=40, **settings):
+    source = None if not isinstance(method, learner.Learner) else source
+    return training.fit(method, data, key=key, steps=steps, source=source, progress=False, **settings)
+
+
+def test_learns_and_tells_each_step():
+    evaluation = training.Evaluation(DATA, toy.measure, every=16)
+    result = fit(eval=evaluation)
+    assert result.history.metrics["loss"].shape == (40,)
+    assert result.history.metrics["loss"][-5:].mean() < 0.5 * result.history.metrics["loss"][:5].mean()
+    np.testing.assert_array_equal(result.history.eval_steps, [16, 32, 40])
+    by_hand = (LEARNER.predict(result.state, DATA)["logits"].argmax(-1) == DATA["y"]).mean()
+    np.testing.assert_allclose(result.history.evals["accuracy"][-1], by_hand, rtol=1e-6)
+
+
+def test_equals_a_loop_written_by_hand():
+    keys = training.keys.streams(jax.random.key(0), 0)
+    source_state = SOURCE.init(DATA, keys.source)
+    state, update = None, jax.jit(LEARNER.update)
+    for step in range(10):
+        source_state, batch = SOURCE.next(DATA, source_state, state, jnp.int32(step), keys.source)
+        state = LEARNER.init(keys.begin, batch) if state is None else state
+        state, _ = update(state, batch, jax.random.fold_in(keys.update, step))
+    chex.assert_trees_all_close(fit(steps=10).state, state, rtol=1e-5, atol=1e-7)
+
+
+def test_the_length_of_a_dispatch_changes_no_bit():
+    whole = fit()
+    for pace in (1, 7, 40):
+        assert toy.same(fit(steps_per_dispatch=pace), whole)
+
+
+@pytest.mark.parametrize("mesh", [None, "8"])
+def test_three_dispatches_compile_once(mesh):
+    mesh = training.make_mesh(data=4, fsdp=2) if mesh else None
+    method = toy.classifier()  # a new learner: nothing of it is compiled yet
+    before = program.compile_steps.cache_info().misses
+    fit(method, steps=25, steps_per_dispatch=10, mesh=mesh, rules=((".*", training.fsdp(0)),))
+    assert program.compile_steps.cache_info().misses == before + 1
+    compiled = fit_program(method, mesh)
+    assert compiled._cache_size() == 1
+
+
+def fit_program(method, mesh):
+    """The compiled steps that ``fit`` used, out of the cache."""
+    plan = (learner.Stage("train", method, SOURCE),)
+    rules = ((".*", training.fsdp(0)),)
+    layout = training.layout.Layout(plan, DATA, jax.random.key(0), mesh, rules, None)
+    return layout.steps(0)
+
+
+def test_stages_that_share_a_learner_share_a_program():
+    method, source = toy.classifier(), sources.epochs(32)
+    before = program.compile_steps.cache_info().misses
+    fit(tuple(learner.Stage(f"task {number}", method, source) for number in range(5)), steps=20)
+    assert program.compile_steps.cache_info().misses == before + 1
+
+
+def test_data_is_an_argument_of_the_program():
+    method = toy.classifier()
+    layout = lambda rows: training.layout.Layout(
+        (learner.Stage("train", method, SOURCE),), toy.make_data(rows), jax.random.key(0), None, training.DEFAULT, None
+    )
+
+    def text(rows):
+        made = layout(rows)
+        keys, carry = made.keys(0), made.shapes[0]
+        return len(made.steps(0).lower(carry, made.data, keys, np.int32(0), np.int32(1)).as_text())
+
+    assert text(262144) < 1.02 * text(65536)  # the shapes are written with more digits, nothing else
+
+
+def test_seeds_equal_single_runs():
+    evaluation = training.Evaluation(DATA, toy.measure, every=10, best="accuracy")
+    many = fit(seeds=3, eval=evaluation)
+    assert many.history.metrics["loss"].shape == (3, 40) and many.history.evals["accuracy"].shape == (3, 4)
+    for seed in range(3):
+        one = fit(key=jax.random.fold_in(jax.random.key(0), seed), eval=evaluation)
+        assert toy.same(jax.tree.map(lambda leaf, s=seed: leaf[s], many.state), one.state)
+        np.testing.assert_array_equal(many.history.metrics["loss"][seed], one.history.metrics["loss"])
+        assert many.best.value[seed] == one.best.value and many.best.step[seed] == one.best.step
+        assert toy.same(jax.tree.map(lambda leaf, s=seed: leaf[s], many.best.state), one.best.state)
+
+
+def test_best_is_the_best_and_survives_donation():
+    def worsening(outputs, data):  # falls as training goes on
+        return {"score": -jnp.abs(outputs["logits"]).mean()}
+
+    result = fit(eval=training.Evaluation(DATA, worsening, every=10, best="score"))
+    at = int(np.argmax(result.history.evals["score"]))
+    assert result.best.step == result.history.eval_steps[at] and result.best.value == result.history.evals["score"][at]
+    again = worsening(LEARNER.predict(result.best.state, DATA), DATA)["score"]
+    np.testing.assert_allclose(again, result.best.value, rtol=1e-5)
+    least = fit(eval=training.Evaluation(DATA, worsening, every=10, best="score", higher=False))
+    assert least.best.value == least.history.evals["score"].min()
+
+
+def test_plan_changes_shapes_only_in_begin():
+    result = training.fit(toy.plan(), DATA, key=0, steps=40, progress=False)
+    assert result.state.params["head"]["w"].shape == (32, 8)
+    np.testing.assert_array_equal(np.bincount(result.history.stage), [20, 20])
+
+
+def test_shares_sum_to_the_steps():
+    for steps in (3, 10, 101):
+        counts = training.progress.share_out(steps, [0.7, 0.2, 0.1])
+        assert sum(counts) == steps and max(abs(np.array(counts) - steps * np.array([0.7, 0.2, 0.1]))) < 1
+
+
+def test_callbacks_see_every_dispatch():
+    seen = []
+    fit(steps_per_dispatch=15, callbacks=[lambda event: seen.append((event.step, event.metrics["finite"]))])
+    assert seen == [(15, 1.0), (30, 1.0), (40, 1.0)]
+
+
+def test_predict_all_cuts_off_its_padding():
+    state = fit(steps=1).state
+    whole = LEARNER.predict(state, DATA)
+    for batch_size in (100, 256, 1000):
+        chex.assert_trees_all_close(
+            training.predict_all(LEARNER.predict, state, DATA["x"], batch_size), whole, rtol=1e-5
+        )
+
+
+def test_host_source_is_read_from_the_step_it_resumes_at(tmp_path):
+    def batches(data, key, step):
+        while True:
+            rows = np.random.default_rng(step).integers(0, 256, 32)
+            yield {"x": np.asarray(data["x"])[rows], "y": np.asarray(data["y"])[rows]}
+            step += 1
+
+    source = learner.HostSource(batches)
+    whole = fit(source=source)
+
+    def interrupt(event):
+        if event.step >= 21:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit(source=source, workdir=tmp_path, checkpoint_every_s=0.0, steps_per_dispatch=3, callbacks=[interrupt])
+    assert toy.same(fit(source=source, workdir=tmp_path, resume=True), whole)
+
+
+def test_profile_writes_a_trace(tmp_path):
+    fit(profile=tmp_path, steps=30)
+    assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+def test_metrics_are_written_line_by_line(tmp_path):
+    fit(workdir=tmp_path, steps_per_dispatch=20, eval=training.Evaluation(DATA, toy.measure))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3 and '"step": 20' in lines[0] and '"accuracy"' in lines[2]
+
+
+BAD = [
+    ({"data": {"y": DATA["y"]}}, "dict of arrays with 'x'"),
+    ({"data": {"x": DATA["x"], "y": DATA["y"][:-1]}}, "same number of rows"),
+    ({"data": {"x": DATA["x"][:0], "y": DATA["y"][:0]}}, "no rows"),
+    ({"steps": 0}, "steps must be at least 1"),
+    ({"source": None}, "needs source"),
+    ({"method": ()}, "a Learner or a non-empty tuple"),
+    ({"method": toy.plan(), "steps": 1}, "gets none of the 1 steps"),
+    ({"key": jax.random.PRNGKey(0)}, "jax.random.key"),
+    ({"resume": True}, "needs a workdir"),
+    ({"seeds": 2, "source": learner.HostSource(lambda data, key, step: iter(()))}, "not a HostSource"),
+    ({"eval": training.Evaluation(DATA, toy.measure, best="acuracy")}, "did you mean 'accuracy'"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), BAD, ids=[message for _, message in BAD])
+def test_mistakes_are_one_clear_line(wrong, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        fit(**{"steps": 2} | wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_optimizers_by_name():
+    with pytest.raises(UsageError, match="did you mean 'adam'"):
+        training.optimizer("adm", 1e-3)
+    with pytest.raises(UsageError, match="learning_rate"):
+        training.optimizer("adam", -1.0)
+    with pytest.raises(UsageError, match="does not take"):
+        training.optimizer("sgd", 0.1, wight_decay=1.0)
+    rate = training.cosine(0.1, 100, warmup=0.1, final=0.01)
+    np.testing.assert_allclose([rate(0), rate(10), rate(55), rate(100)], [0, 0.1, 0.0505, 0.001], rtol=1e-5, atol=1e-9)
