@@ -1,6 +1,9 @@
 """Data: which examples there are (cards, own files) and which of them a step sees (sources, transforms, shifts)."""
 
+from jaxkit.data.cards import CARDS, Card
 from jaxkit.data.checks import check_data, rows
+from jaxkit.data.loading import find_card, get, load
+from jaxkit.data.own import from_arrays, from_csv, from_file, from_folder, from_npz
 from jaxkit.data.sources import (
     by_environment,
     class_balanced,
@@ -17,13 +20,23 @@ from jaxkit.data.sources import (
 from jaxkit.data.trajectories import rollouts
 
 __all__ = [
+    "CARDS",
+    "Card",
     "by_environment",
     "check_data",
     "class_balanced",
     "epochs",
     "example_of",
+    "find_card",
+    "from_arrays",
+    "from_csv",
+    "from_file",
+    "from_folder",
+    "from_npz",
     "full_batch",
+    "get",
     "host",
+    "load",
     "pair",
     "permuted",
     "rollouts",
