@@ -9,16 +9,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxkit.learner import Data, HostSource, Plan, State
 from jaxkit.training import program
-from jaxkit.training.keys import Streams, seed_keys, streams
+from jaxkit.training.keys import Streams, is_key, seed_keys, streams
 from jaxkit.training.program import Carry, Place
 from jaxkit.training.sharding import Rules, batch_sharding, state_shardings
 
 PyTree = Any
+
+
+@functools.lru_cache(maxsize=8)
+def _wrap_keys(impl: Any, sharding: Any) -> Callable:
+    return jax.jit(functools.partial(jax.random.wrap_key_data, impl=impl), out_shardings=sharding)
 
 
 class Layout:
@@ -31,7 +37,15 @@ class Layout:
 
     def put(self, tree: PyTree) -> PyTree:
         """Arrays on the one device, or whole on every device of the mesh."""
-        return jax.device_put(tree, None if self.mesh is None else self.whole)
+        if self.mesh is None:
+            return jax.device_put(tree)
+        return jax.tree.map(self._put_whole, tree)
+
+    def _put_whole(self, leaf: Any) -> jax.Array:
+        if not is_key(leaf):
+            return jax.device_put(leaf, self.whole)
+        # device_put refuses typed keys on a mesh of several processes; their data travels as NumPy does.
+        return _wrap_keys(jax.random.key_impl(leaf), self.whole)(np.asarray(jax.random.key_data(leaf)))
 
     def keys(self, number: int) -> Streams:
         """The streams of stage ``number``, with a seed axis if there are seeds."""
