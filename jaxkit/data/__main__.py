@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         if command == "list":
             show()
         for name in given.names:
-            for path in get(name) or ["inside a dependency; nothing to fetch"]:
-                print(path)
+            paths = [str(path) for path in get(name)]
+            print("\n".join(paths) if paths else f"{name} is inside a dependency; nothing to fetch")
     except check.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
-Arrays = dict[str, np.ndarray | dict[str, np.ndarray]]
+Arrays = dict[str, Any]  # NumPy arrays, or for a graph a dict of them
 
 
 class File(NamedTuple):
@@ -35,6 +33,11 @@ class Wheel(NamedTuple):
     sha256: str
     member: str
     folder: str
+
+    @property
+    def path(self) -> str:
+        """Relative to the data folder."""
+        return f"{self.folder}/{self.package}-{self.version}-py3-none-any.whl"
 
 
 class Card(NamedTuple):

@@ -21,7 +21,7 @@ def rows(data: Data) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(data)
     if not leaves:
         raise check.UsageError("the data is empty; expected a dict of arrays such as {'x': features, 'y': labels}")
-    lengths = {}
+    lengths: dict[int, str] = {}
     for path, leaf in leaves:
         shape = np.shape(leaf)
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -37,14 +39,10 @@ def needed(card: Card, split: str = "all") -> tuple[File, ...]:
     return tuple(file for file in card.files if split == "all" or file.split in ("", split))
 
 
-def _wheel_file(card: Card) -> str:
-    return f"{card.wheel.folder}/{card.wheel.package}-{card.wheel.version}-py3-none-any.whl"
-
-
 def missing(card: Card, split: str = "all") -> list[str]:
     """The files, relative to the data folder, that the split reads and that are not here; empty: no network is
     needed."""
-    wanted = [file.path for file in needed(card, split)] + ([_wheel_file(card)] if card.wheel else [])
+    wanted = [file.path for file in needed(card, split)] + ([card.wheel.path] if card.wheel else [])
     return [path for path in wanted if fetch.find(path) is None]
 
 
@@ -73,12 +71,12 @@ def get(name: str, split: str = "all") -> list[Path]:
     card = find_card(name)
     if missing(card, split):
         print(f"fetching {card.name} into {fetch.store_folder()} (licence: {card.licence})", file=sys.stderr)
-    if card.wheel and fetch.find(_wheel_file(card)) is None:
-        wheel = card.wheel
+    wheel = card.wheel
+    if wheel and fetch.find(wheel.path) is None:
         try:
             fetch.from_wheel(wheel.package, wheel.version, wheel.sha256, fetch.store_folder() / wheel.folder)
         except check.UsageError as error:
-            raise _absent(card, _wheel_file(card), str(error)) from None
+            raise _absent(card, wheel.path, str(error)) from None
     for file in needed(card, split):
         reason = ""
         for url in file.urls if fetch.find(file.path) is None else ():
@@ -89,10 +87,8 @@ def get(name: str, split: str = "all") -> list[Path]:
                 reason = str(error)
         if fetch.find(file.path) is None:
             raise _absent(card, file.path, reason)
-    return [
-        fetch.find(path)
-        for path in [*(f.path for f in needed(card, split)), *([_wheel_file(card)] if card.wheel else [])]
-    ]
+    wanted = [file.path for file in needed(card, split)] + ([wheel.path] if wheel else [])
+    return [path for path in map(fetch.find, wanted) if path is not None]
 
 
 def _verified(card: Card, relative: str, sha256: str, unpack: bool = False) -> bytes:
@@ -139,9 +135,11 @@ def _jpeg(card: Card, split: str) -> Rows:
 
 
 def _mnist5k(card: Card, split: str) -> Rows:
-    _verified(card, _wheel_file(card), card.wheel.sha256)
-    content = fetch.read_member(fetch.find(_wheel_file(card)), card.wheel.member)
-    return _ours(*readers.mnist5k(content), MNIST5K_TEST, split)
+    wheel = card.wheel
+    assert wheel is not None
+    archive = io.BytesIO(_verified(card, wheel.path, wheel.sha256))
+    with zipfile.ZipFile(archive) as opened:
+        return _ours(*readers.mnist5k(opened.read(wheel.member)), MNIST5K_TEST, split)
 
 
 def _ours(x: np.ndarray, y: np.ndarray, test_per_class: int, split: str) -> Rows:

@@ -35,8 +35,8 @@ def labels_of(y: Any, task: str | None = None, name: str = "y") -> tuple[np.ndar
     if y.dtype.kind in "US" or (y.dtype == object and all(isinstance(value, str) for value in y.ravel())):
         if task == "regression":
             raise check.UsageError(f"{name} holds text; a regression needs numbers")
-        names, y = np.unique(y.astype(str), return_inverse=True)
-        return y.astype(np.int32), tuple(names.tolist()), "classification"
+        values, numbered = np.unique(y.astype(str), return_inverse=True)
+        return numbered.astype(np.int32), tuple(values.tolist()), "classification"
     if y.dtype.kind not in "biuf":
         raise check.UsageError(f"{name} must hold numbers or text, got dtype {y.dtype}")
     if not np.isfinite(y).all():
@@ -91,7 +91,8 @@ def from_arrays(
     if x.ndim == 0:
         raise check.UsageError(f"{name}: x must have shape [rows, ...], got a single number")
     arrays: Arrays = {"x": x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)}
-    classes, kind = (), "none"
+    classes: tuple[str, ...] = ()
+    kind = "none"
     if y is not None:
         arrays["y"], classes, kind = labels_of(y, task, f"{name}: y")
     for column, values in (("env", env), ("attribute", attribute)):
@@ -250,7 +251,9 @@ def _whole(cell: str) -> bool:
     return cell.lstrip("+-").isdecimal()
 
 
-def from_npz(path: str | Path, *, task: str | None = None, split: str | None = None, test_fraction: float = 0.2):
+def from_npz(
+    path: str | Path, *, task: str | None = None, split: str | None = None, test_fraction: float = 0.2
+) -> tuple[Arrays, Card]:
     """Data from an npz file with the arrays ``x`` and, where there, ``y``, ``env``, ``attribute``, ``weight``.
 
     Raises:
@@ -310,7 +313,8 @@ def from_folder(
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise check.UsageError(f"{path} has no subfolders; expected one folder of images per class")
-    images, labels = [], []
+    images: list[Image.Image] = []
+    labels: list[int] = []
     for label, folder in enumerate(folders):
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES)
         if not files:

@@ -76,7 +76,10 @@ def cifar10_tar(content: bytes, split: str) -> tuple[np.ndarray, np.ndarray]:
     images, labels = [], []
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
         for name in wanted:
-            batch = restricted_unpickle(archive.extractfile(f"cifar-10-batches-py/{name}").read())
+            member = archive.extractfile(f"cifar-10-batches-py/{name}")
+            if member is None:
+                raise check.UsageError(f"the archive's cifar-10-batches-py/{name} is not a file")
+            batch = restricted_unpickle(member.read())
             images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(np.asarray(batch[b"labels"], np.int32))
     return np.concatenate(images), np.concatenate(labels)
