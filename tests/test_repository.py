@@ -106,6 +106,7 @@ def test_every_make_target_is_in_the_readme():
     assert [target for target in targets if f"`make {target}`" not in readme] == []
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_readme_run(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert len(blocks) == 2
