@@ -21,7 +21,7 @@ def main() -> int:
         try:
             name = name or catalogue.find(words[0]).name
         except check.UsageError as error:
-            print(error, file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
             return 2
         sys.argv = [f"experiments.{name}", *words[1:]]
         runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)

@@ -39,7 +39,7 @@ def write(study: Any, config: Any, folder: Path, outcomes: Sequence[Any], show: 
         "title": study.title,
         "one_line": study.one_line,
         "preset": config.preset,
-        "notes": study.notes,
+        "notes": study.notes(config, outcomes) if study.notes else "",
         "wide": [views.to_html(grid) for grid in wide],
         "long": views.to_html(rows),
         "figures": pictures,

@@ -121,7 +121,7 @@ class Study(NamedTuple):
       rows: ``(config, outcomes) -> table rows`` from all outcomes, the missing ones included.
       figures: ``(config, outcomes) -> {name: (matplotlib figure, caption)}`` from the finished cells.
       not_reproduced: what of the paper is not here.
-      notes: how the numbers were made; shown above the table.
+      notes: ``(config, outcomes) -> text``, how the numbers were made; shown above the table.
       seconds: ``(cell, config) -> rough seconds on two CPU cores``, for the estimate printed at the start.
     """
 
@@ -135,7 +135,7 @@ class Study(NamedTuple):
     rows: Callable[[Any, Sequence[Outcome]], list[Any]]
     figures: Callable[[Any, Sequence[Outcome]], dict[str, Any]]
     not_reproduced: str = ""
-    notes: str = ""
+    notes: Callable[[Any, Sequence[Outcome]], str] | None = None
     seconds: Callable[[Cell, Any], float] | None = None
 
 
@@ -353,19 +353,15 @@ def _compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def _command(study: Study, argv: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", f"experiments.{study.name}", *argv])
-
-
-def resume_command(study: Study, argv: Sequence[str], folder: Path) -> str:
-    """The command that goes on with a run: what was typed, with --out FOLDER --resume."""
+def _command(study: Study, argv: Sequence[str], *more: str) -> str:
+    """What was typed, without where it went (--out, --resume), and ``more``."""
     words, skip = [], False
     for word in argv:
         if skip or word in ("--resume", "--out") or word.startswith("--out="):
             skip = word == "--out"
             continue
         words.append(word)
-    return _command(study, [*words, "--out", str(folder), "--resume"])
+    return shlex.join(["python", "-m", f"experiments.{study.name}", *words, *more])
 
 
 def _terminate(signum, frame):
@@ -381,5 +377,5 @@ def _stopped(study: Study, argv: Sequence[str], folder: list[Path], state: str, 
     _ended(folder, state)
     print(f"{study.name}: {why}", file=sys.stderr)
     if folder:
-        print(f"go on with: {resume_command(study, argv, folder[0])}", file=sys.stderr)
+        print(f"go on with: {_command(study, argv, '--out', str(folder[0]), '--resume')}", file=sys.stderr)
     return code

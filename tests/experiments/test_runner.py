@@ -80,12 +80,12 @@ def test_a_run_leaves_the_whole_folder(capsys):
 
 
 def test_the_page_stands_alone():
-    assert go("--out", "here") == 0
+    assert go("--out", "here", "--scale", "2") == 0
     page = Path("here/report.html").read_text()
     assert page.count("data:image/png;base64,") == 1 and "10.3" in page and "Table 1" in page
     assert "absent · alpha, absent · beta: the file absent.csv is not there; get it with" in page
     assert "Values &lt;by&gt; seed" in page and "everything but the sum" in page
-    assert "python -m experiments.tiny_study --out here" in page
+    assert "python -m experiments.tiny_study --scale 2</pre>" in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page) and "http" not in page
 
 
