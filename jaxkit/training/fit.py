@@ -14,6 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxkit import check
+from jaxkit.data.checks import rows
+from jaxkit.data.sources import epochs
 from jaxkit.learner import Data, HostSource, Learner, Plan, Source, Stage, State
 from jaxkit.training import distributed, history, program
 from jaxkit.training import moment as moments
@@ -31,6 +33,7 @@ from jaxkit.training.signals import Stop, leave, stop_signals
 from jaxkit.training.watchdog import Watchdog, watchdog
 
 PyTree = Any
+BATCH_SIZE = 128
 DISPATCH_S = 1.0
 HOST_STEPS = 32  # batches of a HostSource sent at once
 PROFILED_STEPS = 20
@@ -88,7 +91,8 @@ def fit(
       data: dict of arrays; an argument of the compiled step, so its size costs no program text.
       key: ``jax.random.key(...)`` or an integer seed; everything random follows from it.
       steps: updates in all, split over the stages by their shares.
-      source: for a Learner; there is no default layout of data that suits every method.
+      source: for a Learner; None is every row once per epoch, 128 a batch. A method that wants another layout (batches
+        by environment, pairs of views) says so.
       mesh: from ``make_mesh``; None trains on one device.
       rules: which leaves of State are split how (``training.sharding``).
       seeds: train this many seeds at once; seed i equals a run with ``key=jax.random.fold_in(key, i)``.
@@ -111,7 +115,8 @@ def fit(
       SystemExit: code 143 after SIGTERM, with a checkpoint saved when there is a workdir.
       KeyboardInterrupt: after Ctrl-C, likewise.
     """
-    plan = _as_plan(learner_or_plan, source)
+    _check_data(data)
+    plan = _as_plan(learner_or_plan, source, data)
     _check(plan, data, steps, seeds, eval, checkpoint_every_s, steps_per_dispatch)
     layout = Layout(plan, data, as_key(key), mesh, tuple(rules), seeds)
     for number in range(len(plan)):
@@ -127,10 +132,9 @@ def fit(
             run.close()
 
 
-def _as_plan(learner_or_plan: Learner | Plan | Sequence[Stage], source: Source | HostSource | None) -> Plan:
+def _as_plan(learner_or_plan: Learner | Plan | Sequence[Stage], source: Source | HostSource | None, data: Data) -> Plan:
     if isinstance(learner_or_plan, Learner):
-        if source is None:
-            raise check.UsageError("fit(learner, ...) needs source=..., e.g. source=jaxkit.data.sources.epochs(128)")
+        source = epochs(min(BATCH_SIZE, rows(data))) if source is None else source
         return (Stage("train", learner_or_plan, source),)
     plan = tuple(learner_or_plan)
     if not plan or not all(isinstance(stage, Stage) for stage in plan):
@@ -174,21 +178,20 @@ def _check(
 
 
 def _check_data(data: Data) -> None:
+    """What the shapes of data tell; a pytree under a name (a graph) may have leaves of several lengths."""
     if not isinstance(data, dict) or "x" not in data:
         raise check.UsageError(f"data must be a dict of arrays with 'x' (and 'y', ...), got {_kind(data)}")
-    rows: dict[int, str] = {}
+    columns = {}
     for name, values in data.items():
         for leaf in jax.tree.leaves(values):
             if getattr(leaf, "ndim", 0) < 1:
                 raise check.UsageError(
                     f"data[{name!r}] must be arrays whose first axis is rows, got {type(leaf).__name__}"
                 )
-            rows.setdefault(leaf.shape[0], name)
-    if len(rows) > 1:
-        listed = ", ".join(f"{name!r} has {count}" for count, name in rows.items())
-        raise check.UsageError(f"the arrays of data must have the same number of rows, but {listed}")
-    if rows and next(iter(rows)) == 0:
-        raise check.UsageError("data has no rows")
+            if leaf is values:
+                columns[name] = values
+    if columns and rows(columns) == 0:
+        raise check.UsageError("the data has no rows")
 
 
 def _kind(value: object) -> str:
@@ -368,7 +371,9 @@ class _Run:
             if saved is None
             else f"the last good checkpoint is of step {saved}, in {self.workdir}"
         )
-        return NonFiniteError(f"{what} after {moment.step} steps of stage {stage.name!r}{rate_text}; {kept}")
+        bad = [name for name, values in self.layout.data.items() if not bool(program.healthy({"params": values}))]
+        data_text = "".join(f"; data[{name!r}] has NaN or infinity in it" for name in bad)
+        return NonFiniteError(f"{what} after {moment.step} steps of stage {stage.name!r}{rate_text}; {kept}{data_text}")
 
     def _leave(self, signal: int) -> None:
         if self.checkpoints is not None:

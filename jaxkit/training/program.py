@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxkit.data.sources import example_of
 from jaxkit.learner import Batch, Data, HostSource, Learner, Source, State, path_name
 from jaxkit.training.keys import Streams
 from jaxkit.training.sharding import batch_sharding
@@ -39,13 +40,6 @@ def over_seeds(function: Callable, seeds: int | None) -> Callable:
     if jax.default_backend() == "cpu":
         return lambda *args: jax.lax.map(lambda one: function(*one), args)
     return jax.vmap(function)
-
-
-def example_batch(source: Source, data: Data, source_state: PyTree, key: jax.Array) -> Batch:
-    """A batch with the shapes that the source gives."""
-    if source.example is not None:
-        return source.example(data, source_state, key)
-    return source.next(data, source_state, None, jnp.zeros((), jnp.int32), key)[1]
 
 
 class Place(NamedTuple):
@@ -86,7 +80,7 @@ def compile_begin(
             return state
         if batch is None:
             assert isinstance(source, Source)
-            batch = example_batch(source, data, source.init(data, keys.source), keys.source)
+            batch = example_of(source, data, source.init(data, keys.source), keys.source)
         return learner.init(keys.begin, batch)
 
     def mapped(state: State | None, data: Data, keys: Streams, batch: Batch | None = None) -> State:

@@ -173,10 +173,9 @@ def test_metrics_are_written_line_by_line(tmp_path):
 
 BAD = [
     ({"data": {"y": DATA["y"]}}, "dict of arrays with 'x'"),
-    ({"data": {"x": DATA["x"], "y": DATA["y"][:-1]}}, "same number of rows"),
-    ({"data": {"x": DATA["x"][:0], "y": DATA["y"][:0]}}, "no rows"),
+    ({"data": {"x": DATA["x"], "y": DATA["y"][:-1]}}, "one row per example"),
+    ({"data": {"x": DATA["x"][:0], "y": DATA["y"][:0]}}, "has no rows"),
     ({"steps": 0}, "steps must be at least 1"),
-    ({"source": None}, "needs source"),
     ({"method": ()}, "a Learner or a non-empty tuple"),
     ({"method": toy.plan(), "steps": 1}, "gets none of the 1 steps"),
     ({"key": jax.random.PRNGKey(0)}, "jax.random.key"),
@@ -191,6 +190,18 @@ def test_mistakes_are_one_clear_line(wrong, message):
     with pytest.raises(UsageError, match=message) as caught:
         fit(**{"steps": 2} | wrong)
     assert "\n" not in str(caught.value)
+
+
+def test_nan_in_the_data_is_named():
+    x = DATA["x"].copy()
+    x[5, 3] = np.nan
+    with pytest.raises(training.NonFiniteError, match=r"data\['x'\] has NaN"):
+        fit(data={**DATA, "x": x})
+
+
+def test_without_a_source_every_row_once_per_epoch():
+    rows = toy.make_data(60)
+    assert toy.same(fit(data=rows, source=None), fit(data=rows, source=sources.epochs(60)))
 
 
 def test_optimizers_by_name():
