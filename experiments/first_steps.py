@@ -148,9 +148,17 @@ def own_data(path: Path) -> Rows:
     return Rows(train, test, "a fifth of each class held out, evenly spaced")
 
 
-@functools.lru_cache(maxsize=4)
 def read_rows(setting: str) -> Rows:
     """The rows of a data set; Skip says how to get one that is not here."""
+    found = _read(setting)
+    if isinstance(found, str):
+        raise Skip(found)
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _read(setting: str) -> Rows | str:
+    """The rows, or why they cannot be had (kept too: a machine without a network is asked once, not for each cell)."""
     from jaxkit import data
 
     if setting == "digits":  # in the order of scikit-learn's file, as its example splits it
@@ -163,7 +171,7 @@ def read_rows(setting: str) -> Rows:
     try:
         train, test = data.load(setting, "train")[0], data.load(setting, "test")[0]
     except check.UsageError as error:
-        raise Skip(str(error)) from None
+        return str(error)
     mine = "jaxkit's split" if setting == "mnist5k" else "the official split"
     return Rows(train, test, mine)
 

@@ -1,0 +1,99 @@
+"""The first study: its reference on digits, the user's own data, and what is said of data that is not there."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import first_steps, runner
+from jaxkit import check
+
+
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first_steps._read.cache_clear()
+
+
+def table_rows(folder):
+    with open(Path(folder) / "table.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_kernel_svm_on_digits_is_that_of_scikit_learns_documentation(capsys):
+    assert runner.run(first_steps.STUDY, ["--settings", "digits", "--methods", "svm", "--out", "here"]) == 0
+    (row,) = table_rows("here")
+    # The example's classification report: 899 test rows, accuracy 0.97.
+    assert (row["published"], row["verdict"], row["n"]) == ("0.97", "reproduced", "1")
+    assert abs(float(row["value"]) - 0.97) <= 0.005
+    assert "898 and 899 (first half, second half)" in Path("here/report.html").read_text()
+
+
+def test_own_data_is_split_and_measured():
+    generator = np.random.default_rng(0)
+    with open("own.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["width", "height", "kind"])
+        for number in range(100):
+            x = generator.normal(size=2) + 8 * (number % 2)  # 8 sqrt(2) standard deviations apart
+            writer.writerow([*x, "ab"[number % 2]])
+    words = ["--data", "own.csv", "--seeds", "2", "--steps", "60", "--learning-rate", "0.01", "--out", "here"]
+    assert runner.run(first_steps.STUDY, [*words, "--methods", "mlp,convnet,svm"]) == 0
+    rows = {(row["method"], row["metric"]): row for row in table_rows("here")}
+    ours = rows["ERM, MLP", "accuracy"]
+    assert float(ours["value"]) > 0.9 and ours["n"] == "2"
+    assert float(rows["kernel SVM (scikit-learn)", "accuracy"]["value"]) > 0.9
+    assert rows["ERM, ConvNet", "accuracy"]["verdict"] == "missing"
+    page = Path("here/report.html").read_text()
+    assert "own: own.csv 80 and 20 (a fifth of each class held out, evenly spaced)" in page
+    assert "a ConvNet needs images" in page and page.count("data:image/png;base64,") == 2
+    assert [path.name for path in Path("here/cells").iterdir() if path.is_dir()] == []  # checkpoints are gone
+    steps = [int(line) for line in re.findall(r'"step": (\d+)', Path("here/metrics.jsonl").read_text())]
+    assert steps and max(steps) == 60
+
+
+def test_data_that_cannot_be_had_is_a_missing_row_with_the_command_that_gets_it(monkeypatch):
+    asked = []
+
+    def load(name, split):
+        asked.append(name)
+        raise check.UsageError(f"data set {name!r} is not here; get it by `python -m jaxkit.data get {name}`")
+
+    monkeypatch.setattr("jaxkit.data.load", load)
+    words = ["--settings", "digits,fashion-mnist", "--methods", "svm", "sklearn_mlp", "--steps", "1", "--seeds", "1"]
+    assert runner.run(first_steps.STUDY, [*words, "--out", "here"]) == 0
+    missing = [row for row in table_rows("here") if row["verdict"] == "missing"]
+    assert [(row["setting"], row["value"]) for row in missing] == [("fashion_mnist", "")] * 2
+    assert "get it by `python -m jaxkit.data get fashion_mnist`" in Path("here/report.html").read_text()
+    assert asked == ["fashion_mnist"]  # once, not for each cell
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--settings", "digit"], "did you mean 'digits'"),
+        (["--methods", "conv-net"], "did you mean 'convnet'"),
+        (["--data", "absent.csv"], "absent.csv: no such file"),
+        (["--data", "empty.csv"], "is empty"),
+        (["--learning-rate", "0"], "above 0"),
+        (["--train-rows", "3"], "--train-rows must be at least 10"),
+    ],
+)
+def test_bad_input(words, says, capsys):
+    Path("empty.csv").write_text("")
+    assert runner.run(first_steps.STUDY, words) == 2
+    errors = capsys.readouterr().err.strip()
+    assert says in errors and "\n" not in errors
+    assert not Path("runs").exists()
+
+
+def test_presets_are_the_four_and_the_estimate_of_standard_is_under_an_hour():
+    assert tuple(first_steps.PRESETS) == runner.PRESETS
+    for preset, most in (("quick", 180), ("standard", 3600)):
+        config = first_steps.PRESETS[preset]
+        assert sum(first_steps.seconds(cell, config) for cell in first_steps.cells(config)) < most
+    assert set(first_steps.PUBLISHED) <= {(s, m) for s in first_steps.SETTINGS for m in first_steps.METHODS}
