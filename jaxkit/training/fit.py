@@ -117,14 +117,14 @@ def fit(
     """
     _check_data(data)
     plan = _as_plan(learner_or_plan, source, data)
-    _check(plan, data, steps, seeds, eval, checkpoint_every_s, steps_per_dispatch)
+    _check(plan, steps, seeds, eval, checkpoint_every_s, steps_per_dispatch)
     layout = Layout(plan, data, as_key(key), mesh, tuple(rules), seeds)
     for number in range(len(plan)):
         layout.check_batch(number)
-    folder = None if workdir is None else Path(workdir)
-    run = _Run(layout, share_out(steps, [stage.share for stage in plan]), eval, tuple(callbacks), folder)
-    run.every_s, run.fixed_pace = checkpoint_every_s, steps_per_dispatch
-    run.profile = None if profile is None else Path(profile)
+    counts = share_out(steps, [stage.share for stage in plan])
+    run = _Run(
+        layout, counts, eval, callbacks, workdir, every_s=checkpoint_every_s, pace=steps_per_dispatch, profile=profile
+    )
     with stop_signals() as stop, watchdog() as dog, Display(steps, progress and distributed.is_first()) as display:
         try:
             return run.train(run.first(resume), stop, dog, display)
@@ -147,15 +147,8 @@ def _as_plan(learner_or_plan: Learner | Plan | Sequence[Stage], source: Source |
 
 
 def _check(
-    plan: Plan,
-    data: Data,
-    steps: int,
-    seeds: int | None,
-    evaluation: Evaluation | None,
-    every_s: float,
-    pace: int | None,
+    plan: Plan, steps: int, seeds: int | None, evaluation: Evaluation | None, every_s: float, pace: int | None
 ) -> None:
-    _check_data(data)
     check.count("steps", steps)
     check.number("checkpoint_every_s", every_s, 0.0)
     if seeds is not None:
@@ -201,17 +194,23 @@ def _kind(value: object) -> str:
 class _Run:
     """One call of ``fit``."""
 
-    every_s: float
-    fixed_pace: int | None
-    profile: Path | None
-
     def __init__(
-        self, layout: Layout, counts: list[int], evaluation: Evaluation | None, callbacks: tuple, workdir: Path | None
+        self,
+        layout: Layout,
+        counts: list[int],
+        evaluation: Evaluation | None,
+        callbacks: Sequence[Callable[[Event], None]],
+        workdir: str | Path | None,
+        *,
+        every_s: float,
+        pace: int | None,
+        profile: str | Path | None,
     ):
-        self.layout, self.counts, self.callbacks, self.workdir = layout, counts, callbacks, workdir
-        self.evaluation = evaluation
+        self.layout, self.counts, self.evaluation, self.callbacks = layout, counts, evaluation, callbacks
+        self.workdir = None if workdir is None else Path(workdir)
+        self.every_s, self.fixed_pace, self.profile = every_s, pace, None if profile is None else Path(profile)
         self.eval_data = None if evaluation is None else layout.put(evaluation.data)
-        self.checkpoints = None if workdir is None else Checkpoints(workdir / "checkpoints")
+        self.checkpoints = None if self.workdir is None else Checkpoints(self.workdir / "checkpoints")
         self.log = RunLog(None, 0)
 
     def first(self, resume: bool) -> Moment:
@@ -241,7 +240,8 @@ class _Run:
         while moment.stage < len(self.layout.plan):
             moment = self._stage(moment, stop, dog, display)
             self._save(moment)
-            if stop.signal is not None and moment.stage < len(self.layout.plan):
+            _, stop.signal, _ = distributed.agree(0, stop.signal, False)
+            if stop.signal is not None:
                 self._leave(stop.signal)
         if self.checkpoints is not None:
             self.checkpoints.wait()

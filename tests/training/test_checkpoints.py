@@ -80,6 +80,13 @@ def test_stop_signals_save_and_leave(number, code, undisturbed, tmp_path):
     assert toy.same(fit(workdir=tmp_path, eval=EVALUATION, resume=True), undisturbed)
 
 
+def test_a_signal_in_the_last_dispatch_is_heeded(undisturbed, tmp_path):
+    send = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        fit(workdir=tmp_path, eval=EVALUATION, callbacks=[at(toy.STEPS, send)])
+    assert toy.same(fit(workdir=tmp_path, eval=EVALUATION, resume=True), undisturbed)
+
+
 def test_nan_stops_and_names_step_rate_and_checkpoint(tmp_path):
     def explode(params, state, batch, key):
         outputs, _ = toy.network((32, 4)).apply(params, state.variables, batch["x"])
