@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from jaxkit import check, evaluation, methods, networks, training
-from jaxkit.data import Card, check_data, epochs, from_arrays, from_file, load, rows
+from jaxkit.data import Card, check_data, for_layout, from_arrays, from_file, load, rows
 from jaxkit.data.splits import test_mask
 from jaxkit.learner import Data, Learner, Network
 
@@ -193,7 +193,7 @@ def train(
     is_optax = isinstance(optimizer, optax.GradientTransformation)
     descent = optimizer if is_optax else training.optimizer(optimizer, learning_rate)
     made = found.make(net, descent, **_settings(name, found.make, settings, arrays, task))
-    source = epochs(min(batch_size, rows(arrays))) if isinstance(made, Learner) else None
+    source = for_layout(found.layout, batch_size, arrays) if isinstance(made, Learner) else None
     measure = evaluation.regression if regression else evaluation.classification
     every = max(1, steps // 20) if every is None else check.count("every", every)
     watch = training.Evaluation(held_out, measure, every)

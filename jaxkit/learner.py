@@ -363,6 +363,8 @@ class Method(NamedTuple):
       evidence: where formula and defaults come from (paper, equation, official code).
       traced: names of settings that may be traced arrays, so that a sweep is one compiled program.
       not_reproduced: what of the paper is not here; empty when all of it is.
+      layout: the batches that its learner takes: ``rows`` [B, ...], ``environments`` [E, B, ...], or ``all`` rows at
+        once (``jaxkit.data.for_layout`` makes the source; a plan brings its own sources).
     """
 
     make: Callable[..., Learner | Plan]
@@ -373,6 +375,7 @@ class Method(NamedTuple):
     evidence: str = ""
     traced: tuple[str, ...] = ()
     not_reproduced: str = ""
+    layout: str = "rows"
 
 
 def find_method(methods: dict[str, Method], name: str) -> Method:

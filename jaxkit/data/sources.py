@@ -330,6 +330,25 @@ def views(source: Source, *transforms: Callable[[PyTree, Key], PyTree]) -> Sourc
     return Source(source.init, next_, example if source.example else None, source.axis)
 
 
+def for_layout(layout: str, batch_size: int, data: Data) -> Source:
+    """The source that a method asks for by ``Method.layout``, for ``batch_size`` rows a step (at most those there are).
+
+    ``rows``: ``epochs``; ``environments``: ``by_environment``, the rows shared out over the environments of Data;
+    ``all``: ``full_batch``.
+
+    Raises:
+      UsageError: another layout, or Data without what it needs.
+    """
+    batch_size = check.count("batch_size", batch_size)
+    if layout == "all":
+        return full_batch()
+    if layout == "rows":
+        return epochs(min(batch_size, rows(data)))
+    check.choose("layout", layout, ("rows", "environments", "all"))
+    num_envs = int(np.asarray(_column(data, "env", "layout 'environments'")).max()) + 1
+    return by_environment(max(1, batch_size // num_envs), num_envs)
+
+
 def example_of(source: Source, data: Data, source_state: PyTree, key: Key) -> Batch:
     """A batch with the shapes that ``source`` gives, before there is a learner's state."""
     if source.example is not None:

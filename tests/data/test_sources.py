@@ -313,3 +313,17 @@ def test_mistakes_are_one_clear_line(make, message):
 
 def test_sources_fit_the_protocol():
     assert all(isinstance(s, Source) for s in (jd.epochs(1), jd.full_batch(), corridor(lambda *a: None)))
+
+
+def test_for_layout_gives_the_shapes_that_a_method_asks_for():
+    data = {"x": jnp.zeros((60, 3)), "y": jnp.zeros(60, jnp.int32), "env": jnp.arange(60, dtype=jnp.int32) % 3}
+    shapes = {}
+    for layout in ("rows", "environments", "all"):
+        source = jd.for_layout(layout, 24, data)
+        key = jax.random.key(0)
+        shapes[layout] = jd.example_of(source, data, source.init(data, key), key)["x"].shape
+    assert shapes == {"rows": (24, 3), "environments": (3, 8, 3), "all": (60, 3)}
+    with pytest.raises(UsageError, match="did you mean 'environments'"):
+        jd.for_layout("enviroment", 24, data)
+    with pytest.raises(UsageError, match="needs data\\['env'\\]"):
+        jd.for_layout("environments", 24, {"x": data["x"]})
