@@ -80,7 +80,7 @@ class Config(Options):
 
 
 PRESETS = {
-    "tour": Config(seeds=3, steps=100, train_rows=2000, test_rows=1000, methods=("mlp", "convnet", "svm")),
+    "tour": Config(seeds=3, steps=80, train_rows=2000, test_rows=500, methods=("mlp", "convnet", "svm")),
     "quick": Config(seeds=8, steps=250, train_rows=4000, test_rows=1000),
     "standard": Config(seeds=8, steps=6000),
     "paper": Config(seeds=8, steps=24_000),

@@ -90,10 +90,10 @@ class Context(NamedTuple):
     def traced(self, train: Callable[[int], Any], steps: int = 20) -> None:
         """With --profile: call ``train(steps)`` once to compile and once under jax.profiler; otherwise nothing."""
         if self.profile is not None:
-            from jaxkit.training.progress import profile
+            import jax
 
             train(steps)
-            with profile(self.profile):
+            with jax.profiler.trace(str(self.profile)):
                 train(steps)
 
 

@@ -41,7 +41,7 @@ def test_own_data_is_split_and_measured():
         for number in range(100):
             x = generator.normal(size=2) + 8 * (number % 2)  # 8 sqrt(2) standard deviations apart
             writer.writerow([*x, "ab"[number % 2]])
-    words = ["--data", "own.csv", "--seeds", "2", "--steps", "60", "--learning-rate", "0.01", "--out", "here"]
+    words = ["--data", "own.csv", "--seeds", "2", "--steps", "60", "--learning-rate", "0.01", "--profile", "--out", "here"]
     assert runner.run(first_steps.STUDY, [*words, "--methods", "mlp,convnet,svm"]) == 0
     rows = {(row["method"], row["metric"]): row for row in table_rows("here")}
     ours = rows["ERM, MLP", "accuracy"]
@@ -51,6 +51,7 @@ def test_own_data_is_split_and_measured():
     page = Path("here/report.html").read_text()
     assert "own: own.csv 80 and 20 (a fifth of each class held out, evenly spaced)" in page
     assert "a ConvNet needs images" in page and page.count("data:image/png;base64,") == 2
+    assert any(Path("here/profile").rglob("*.xplane.pb"))
     assert [path.name for path in Path("here/cells").iterdir() if path.is_dir()] == []  # checkpoints are gone
     steps = [int(line) for line in re.findall(r'"step": (\d+)', Path("here/metrics.jsonl").read_text())]
     assert steps and max(steps) == 60
