@@ -215,9 +215,9 @@ def _jaxkit(cell: Cell, rows: Rows, config: Config, context: Context) -> dict[st
     learner = erm(network, training.optimizer("adam", config.learning_rate))
     source = epochs(min(config.batch_size, len(rows.train["y"])))
     measure = training.Evaluation(rows.test, evaluation.classification, every=max(1, config.steps // 10))
-    start = functools.partial(training.fit, learner, rows.train, key=0, source=source)
-    context.traced(lambda steps: start(steps=steps, progress=False))
-    fitted = start(steps=config.steps, seeds=config.seeds, eval=measure, workdir=context.workdir, resume=context.resume)
+    folders = {"workdir": context.workdir, "resume": context.resume, "profile": context.profile}
+    how = {"steps": config.steps, "seeds": config.seeds, "eval": measure, **folders}
+    fitted = training.fit(learner, rows.train, key=0, source=source, **how)
     evals = fitted.history.evals
     return {
         "accuracy": evals["accuracy"][:, -1].tolist(),

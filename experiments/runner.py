@@ -79,22 +79,13 @@ class Context(NamedTuple):
       workdir: for checkpoints (``fit(workdir=...)``); deleted when the cell is done.
       resume: whether what lies in workdir is to be continued.
       log: appends one record to metrics.jsonl.
-      profile: folder for a profiler trace, or None.
+      profile: folder for a profiler trace (``fit(profile=...)``), or None.
     """
 
     workdir: Path
     resume: bool
     log: Callable[[dict[str, Any]], None]
     profile: Path | None
-
-    def traced(self, train: Callable[[int], Any], steps: int = 20) -> None:
-        """With --profile: call ``train(steps)`` once to compile and once under jax.profiler; otherwise nothing."""
-        if self.profile is not None:
-            import jax
-
-            train(steps)
-            with jax.profiler.trace(str(self.profile)):
-                train(steps)
 
 
 class Outcome(NamedTuple):

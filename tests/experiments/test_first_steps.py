@@ -41,8 +41,8 @@ def test_own_data_is_split_and_measured():
         for number in range(100):
             x = generator.normal(size=2) + 8 * (number % 2)  # 8 sqrt(2) standard deviations apart
             writer.writerow([*x, "ab"[number % 2]])
-    words = ["--data", "own.csv", "--seeds", "2", "--steps", "60", "--learning-rate", "0.01", "--profile", "--out", "here"]
-    assert runner.run(first_steps.STUDY, [*words, "--methods", "mlp,convnet,svm"]) == 0
+    words = "--data own.csv --methods mlp,convnet,svm --seeds 2 --steps 60 --learning-rate 0.01 --profile --out here"
+    assert runner.run(first_steps.STUDY, words.split()) == 0
     rows = {(row["method"], row["metric"]): row for row in table_rows("here")}
     ours = rows["ERM, MLP", "accuracy"]
     assert float(ours["value"]) > 0.9 and ours["n"] == "2"
