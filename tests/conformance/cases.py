@@ -1,0 +1,137 @@
+"""How each method is built for the conformance test: one function per part, one Case per entry of its METHODS.
+
+A method without a case fails ``test_every_method_has_a_case``. Keep a case tiny (a few hundred rows, a network of some
+ten units, batches that eight devices divide): its time is compilation.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+from jaxkit import methods
+from jaxkit.learner import Data, HostSource, Learner, Plan, Source
+from jaxkit.networks import mlp
+from jaxkit.training import optimizer
+from tests.conformance import proofs
+
+
+class Case(NamedTuple):
+    """A method on its part's toy problem.
+
+    Attributes:
+      name: ``part.method`` as ``jaxkit.methods`` knows it.
+      build: ``(**settings) -> Learner | Plan``; hands settings on to the method, those in ``swept`` as traced arrays.
+      data: ``() -> Data``.
+      source: for a Learner, the source or ``learner -> source``; None takes ``epochs``, ``by_environment`` or
+        ``full_batch`` as the record's ``layout`` says, with ``batch_size`` rows. A plan brings its own sources.
+      batch_size: see ``source``; eight devices divide it.
+      steps: of training, in all stages together.
+      measure: what must fall, from the metrics of all steps of a stage ``[steps]``; the loss unless the method says.
+      fall: by which share of its first value it must fall; one number for each stage of a plan.
+      swept: for each setting that the record calls traced, two values that lead to different states.
+      family: the first case of a family goes through the second tier in ``make test``; others in ``make test-all``.
+      exempt: check -> reason, for what the method by its nature cannot promise.
+    """
+
+    name: str
+    build: Callable[..., Learner | Plan]
+    data: Callable[[], Data]
+    source: Source | HostSource | Callable[[Learner], Source] | None = None
+    batch_size: int = 32
+    steps: int = 60
+    measure: Callable[[dict[str, np.ndarray]], np.ndarray] = lambda metrics: metrics["loss"]
+    fall: tuple[float, ...] = (0.3,)
+    swept: dict[str, tuple[float, float]] = {}
+    family: str = ""
+    exempt: dict[str, str] = {}
+
+
+@functools.lru_cache
+def digits() -> Data:
+    """512 of scikit-learn's digits, x in [0, 1], ten classes."""
+    x, y = load_digits(return_X_y=True)
+    return {"x": jnp.asarray(x[:512] / 16.0, jnp.float32), "y": jnp.asarray(y[:512], jnp.int32)}
+
+
+@functools.lru_cache
+def line() -> Data:
+    """256 rows of y = 2 x_0 - x_1 + 0.5 + noise."""
+    keys = jax.random.split(jax.random.key(3))
+    x = jax.random.normal(keys[0], (256, 4))
+    return {"x": x, "y": x @ jnp.array([2.0, -1.0, 0.0, 0.0]) + 0.5 + 0.1 * jax.random.normal(keys[1], (256,))}
+
+
+def cases_supervised() -> tuple[Case, ...]:
+    erm, least_squares = (methods.find(f"supervised.{name}").method.make for name in ("erm", "least_squares"))
+    return (
+        Case(
+            "supervised.erm",
+            lambda **settings: erm(mlp(10, hidden=(16,), norm="batch"), optimizer("momentum", 0.1), **settings),
+            digits,
+            swept={"label_smoothing": (0.0, 0.2)},
+            family="supervised",
+        ),
+        Case(
+            "supervised.least_squares",
+            lambda **settings: least_squares(mlp(1, hidden=(), output="mean"), optimizer("sgd", 0.1), **settings),
+            line,
+            family="supervised",
+        ),
+    )
+
+
+def cases_proofs() -> tuple[Case, ...]:
+    return (
+        Case("proof.two_stage", proofs.two_stage, proofs.imbalanced_digits, fall=(0.3, 0.3), family="proof"),
+        Case(
+            "proof.domain_adversarial",
+            lambda **settings: proofs.domain_adversarial(
+                mlp(2, hidden=(16,)), 2, optax.adam(0.01), optax.adam(0.01), **settings
+            ),
+            proofs.marked_environments,
+            proofs.environments(),
+            swept={"penalty": (0.0, 1.0)},
+            family="proof",
+        ),
+        Case(
+            "proof.reinforce",
+            lambda **settings: proofs.reinforce(mlp(4, hidden=(16,)), optax.adam(0.03), **settings),
+            proofs.contexts,
+            proofs.bandit,
+            measure=lambda metrics: 1.0 - metrics["reward"],
+            swept={"decay": (0.5, 0.9)},
+            family="proof",
+        ),
+    )
+
+
+CASES: dict[str, Case] = {case.name: case for case in (*cases_supervised(), *cases_proofs())}
+
+
+def traced_settings(case: Case) -> tuple[str, ...]:
+    """The settings that a case's record says may be traced; a proof has no record and sweeps what its case lists."""
+    if case.name.startswith("proof."):
+        return tuple(case.swept)
+    return methods.find(case.name).method.traced
+
+
+def registered(name: str, cases: dict[str, Case]) -> Case:
+    """The case of a method; AssertionError if there is none."""
+    assert name in cases, f"method {name} has no conformance case; add one to tests/conformance/cases.py"
+    return cases[name]
+
+
+def first_of_family(case: Case, cases: dict[str, Case]) -> bool:
+    """Whether a case stands for its family in ``make test``."""
+    family: dict[str, Any] = {}
+    for other in cases.values():
+        family.setdefault(other.family or other.name.split(".")[0], other.name)
+    return family[case.family or case.name.split(".")[0]] == case.name
