@@ -47,7 +47,8 @@ class Learner(NamedTuple):
       init: ``(key, batch) -> state``; reads the shapes of one example batch, never its values.
       update: ``(state, batch, key) -> (state, metrics)``; one step. The new state has the shapes and dtypes of the
         old one; metrics
-        is a flat dict of float32 scalars with the same keys at every step, ``loss`` and ``finite`` (1 or 0) among them.
+        is a flat dict of float32 scalars with the same keys at every step, ``loss`` and ``finite`` (1 or 0: whether
+        training may go on) among them.
       predict: ``(state, batch) -> outputs``; deterministic, from a batch without labels. Outputs is a dict:
         ``logits``, ``mean``,
         ``features``, ``value``, ``carry``; a second read-out has a name of its own (``logits_ncm``).
@@ -134,9 +135,8 @@ class Gradient(NamedTuple):
     Attributes:
       init: ``params -> grad_state`` (error feedback, loss scale, stale parameters).
       apply: ``(loss, grad_state, params, carried, batch, key) -> (grad_state, grads, carried, metrics)`` where
-        ``loss(params, carried,
-        batch, key) -> (scalar, (carried, metrics))``. A ``finite`` in its metrics overrides the check of
-        ``from_loss`` (a gradient that skips overflows on purpose says so).
+        ``loss(params, carried, batch, key) -> (scalar, (carried, metrics))``. A ``finite`` in its metrics overrides
+        the check of ``from_loss`` (a gradient that skips overflows on purpose says so).
     """
 
     init: Callable[[Params], PyTree]
@@ -255,7 +255,7 @@ def from_loss(
         variables, extra = carried
         if freeze is not None:
             variables = merge_params(split_params(variables, freeze)[0], split_params(state.variables, freeze)[1])
-        metrics = {"finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads)), **metrics}
+        metrics = {"finite": jnp.isfinite(metrics["loss"]), **metrics}
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
         return TrainState(params, variables, opt_state, grad_state, extra, state.step + 1), metrics
 

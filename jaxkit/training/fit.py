@@ -40,7 +40,7 @@ PROFILED_STEPS = 20
 
 
 class NonFiniteError(RuntimeError):
-    """The loss, a gradient or the state is not finite; nothing of it was saved (exit code 3)."""
+    """The loss or the state is not finite; nothing of it was saved (exit code 3)."""
 
 
 class Fit(NamedTuple):
@@ -325,9 +325,7 @@ class _Run:
                 )
         bad = np.flatnonzero((metrics["finite"] < 0.5).reshape(-1, count).any(0))
         if bad.size:
-            raise self._diverged(
-                moment._replace(step=moment.step + int(bad[0])), "the loss or a gradient is not finite"
-            )
+            raise self._diverged(moment._replace(step=moment.step + int(bad[0])), "the loss or the state is not finite")
         measured = history.add_steps(moment.history, moment.stage, metrics)
         return moment._replace(step=moment.step + count, done=moment.done + count, history=measured)
 

@@ -141,7 +141,10 @@ def compile_steps(
             carry, metrics = step(carry, data, keys, start, number)
             return carry, {name: buffer[name].at[number].set(metrics[name]) for name in buffer}
 
-        return jax.lax.fori_loop(0, count, body, (carry, buffer))
+        carry, buffer = jax.lax.fori_loop(0, count, body, (carry, buffer))
+        if "finite" in buffer:  # a loss tells of a bad gradient one step late: the last step answers for the state
+            buffer["finite"] = buffer["finite"].at[count - 1].min(healthy(carry.state).astype(jnp.float32))
+        return carry, buffer
 
     def dispatch(carry: Carry, data: Data, keys: Streams, start: jax.Array, count: jax.Array):
         return over_seeds(lambda carry, keys: run(carry, data, keys, start, count), seeds)(carry, keys)

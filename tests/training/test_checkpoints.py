@@ -112,8 +112,12 @@ def test_an_unsound_state_is_never_saved(tmp_path):
         return state._replace(params={**state.params, "head": head}), metrics | {"finite": jnp.ones(())}
 
     stage = (learner.Stage("poisoned", method._replace(update=poisoned), sources.epochs(32)),)
-    with pytest.raises(training.NonFiniteError, match="infinite parameter .* there is no checkpoint"):
+    with pytest.raises(training.NonFiniteError, match="not finite .* there is no checkpoint"):
         fit(stage, workdir=tmp_path, steps=5)
+    ruin = lambda state, data, key: jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
+    ruined = learner.Stage("ruined", method, sources.epochs(32), end=lambda s, d, k: s._replace(params=ruin(s, d, k)))
+    with pytest.raises(training.NonFiniteError, match="a NaN or an infinite parameter .* there is no checkpoint"):
+        fit((ruined,), workdir=tmp_path, steps=5)
     assert Checkpoints(tmp_path / "checkpoints").latest() is None
 
 
