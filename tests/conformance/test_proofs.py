@@ -26,9 +26,9 @@ def digits():
 @pytest.fixture(scope="module")
 def two_stages(digits):
     """The plan, the state after its first stage, the state with which the second begins, the state at the end."""
-    plan = proofs.two_stage(width=64)
-    old = fit(plan[:1], digits, key=5, steps=150, progress=False).state
-    whole = fit(plan, digits, key=5, steps=300, progress=False)
+    plan = proofs.two_stage()
+    old = fit(plan[:1], digits, key=5, steps=300, progress=False).state
+    whole = fit(plan, digits, key=5, steps=600, progress=False)
     key = jax.random.fold_in(jax.random.key(5), 1)
     return plan, old, jax.jit(plan[1].begin)(old, digits, key), whole
 
@@ -41,12 +41,12 @@ def test_the_second_stage_keeps_the_backbone_bits(two_stages):
 
 def test_the_grown_head_keeps_the_rows_of_the_old_classes(two_stages):
     _, old, begun, _ = two_stages
-    assert begun.params["head"]["kernel"].shape == (64, CLASSES)
+    assert begun.params["head"]["kernel"].shape == (32, CLASSES)
     np.testing.assert_array_equal(begun.params["head"]["kernel"][:, :OLD], old.params["head"]["kernel"])
     np.testing.assert_array_equal(begun.params["head"]["bias"], np.r_[old.params["head"]["bias"], np.zeros(5)])
-    assert int(begun.step) == 0 and int(old.step) == 150
+    assert int(begun.step) == 0 and int(old.step) == 300
     moments = jax.tree.leaves(begun.opt_state)  # the momentum of the head alone
-    assert sum(leaf.size for leaf in moments if leaf.ndim) == 65 * CLASSES
+    assert sum(leaf.size for leaf in moments if leaf.ndim) == 33 * CLASSES
 
 
 def test_the_sources_choose_the_classes(two_stages, digits):
@@ -82,17 +82,18 @@ def separability(learner, state, data):
 
 
 def test_the_adversary_hides_the_environment_and_keeps_the_label():
-    data, network = proofs.marked_environments(), mlp(2, hidden=(16,))
-    source = proofs.environments()
-    learner = proofs.domain_adversarial(network, 2, optax.adam(0.01), optax.adam(0.01), penalty=1.0)
-    state = fit(learner, data, key=0, steps=400, source=source, progress=False).state
-    plain = proofs.domain_adversarial(network, 2, optax.adam(0.01), optax.adam(0.01), penalty=0.0)
-    without = fit(plain, data, key=0, steps=400, source=source, progress=False).state
-    logits = jax.jit(learner.predict)(state, {"x": data["x"]})["logits"]
-    # The class coordinate is N(+-1, 0.5^2): the best rule is right with probability Phi(2) = 0.977.
-    assert (np.asarray(logits).argmax(-1) == data["y"]).mean() > 0.95
-    assert separability(plain, without, data) > 0.9
-    assert separability(learner, state, data) < separability(plain, without, data) - 0.1
+    data, network, source = proofs.marked_environments(), mlp(2, hidden=(16,)), proofs.environments()
+    told, right = {}, {}
+    for penalty in (0.0, 1.0):
+        learner = proofs.domain_adversarial(network, 2, optax.adam(0.01), optax.adam(0.01), penalty=penalty)
+        states = [fit(learner, data, key=key, steps=400, source=source, progress=False).state for key in range(3)]
+        logits = [np.asarray(learner.predict(state, {"x": data["x"]})["logits"]) for state in states]
+        told[penalty] = np.mean([separability(learner, state, data) for state in states])
+        right[penalty] = np.mean([(values.argmax(-1) == data["y"]).mean() for values in logits])
+    # Both coordinates are N(+-1, 0.5^2): the best rule is right with probability Phi(2) = 0.977.
+    assert min(right.values()) > 0.95
+    assert told[0.0] > 0.85
+    assert told[1.0] < told[0.0] - 0.1
 
 
 def test_without_a_penalty_the_adversarial_learner_is_erm():
