@@ -80,7 +80,7 @@ class Config(Options):
 
 
 PRESETS = {
-    "tour": Config(seeds=3, steps=80, train_rows=2000, test_rows=500, methods=("mlp", "convnet", "svm")),
+    "tour": Config(seeds=3, steps=80, train_rows=2000, test_rows=1000, methods=("mlp", "convnet", "svm")),
     "quick": Config(seeds=8, steps=250, train_rows=4000, test_rows=1000),
     "standard": Config(seeds=8, steps=6000),
     "paper": Config(seeds=8, steps=24_000),
@@ -196,10 +196,12 @@ def run_cell(cell: Cell, config: Config, context: Context) -> dict[str, Any]:
     if cell.method == "convnet" and rows.train["x"].ndim < 3:
         raise Skip("a ConvNet needs images; the rows of this data are vectors")
     part = len(rows.train["y"]) < len(whole.train["y"])
+    cut = part or len(rows.test["y"]) < len(whole.test["y"])
     runs = (
         _jaxkit(cell, rows, config, context) if METHODS[cell.method].kind == "jaxkit" else _sklearn(cell, rows, config)
     )
-    sizes = {"train_rows": len(rows.train["y"]), "test_rows": len(rows.test["y"]), "split": rows.split, "part": part}
+    sizes = {"train_rows": len(rows.train["y"]), "test_rows": len(rows.test["y"]), "split": rows.split}
+    sizes |= {"part": part, "cut": cut}
     mean = sum(runs["accuracy"]) / len(runs["accuracy"])
     return {**runs, **sizes, "headline": f"accuracy {mean:.4f}, {len(runs['accuracy'])} x {sizes['train_rows']:,} rows"}
 
@@ -291,9 +293,16 @@ def rows(config: Config, outcomes: Sequence[Outcome]) -> list[Any]:
         setting, method = named_setting(one.cell.setting, outcomes), METHODS[one.cell.method].title
         published = PUBLISHED.get((one.cell.setting, one.cell.method))
         known = {} if published is None else published._asdict()
+        comparable = one.result is None or not one.result["cut"]
         made.append(
             make_row(
-                "first_steps", setting, method, "accuracy", one.result and one.result["accuracy"], **_as_row(known)
+                "first_steps",
+                setting,
+                method,
+                "accuracy",
+                one.result and one.result["accuracy"],
+                comparable=comparable,
+                **_as_row(known),
             )
         )
         if one.result is not None and "ece" in one.result:

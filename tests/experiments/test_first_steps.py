@@ -33,6 +33,13 @@ def test_the_kernel_svm_on_digits_is_that_of_scikit_learns_documentation(capsys)
     assert "898 and 899 (first half, second half)" in Path("here/report.html").read_text()
 
 
+def test_a_part_of_the_rows_is_not_judged_by_the_number_for_all_of_them():
+    words = "--settings digits --methods svm --test-rows 100 --out here"
+    assert runner.run(first_steps.STUDY, words.split()) == 0
+    (row,) = table_rows("here")
+    assert (row["published"], row["verdict"]) == ("0.97", "other setting")
+
+
 def test_own_data_is_split_and_measured():
     generator = np.random.default_rng(0)
     with open("own.csv", "w", newline="") as file:
