@@ -211,11 +211,12 @@ def from_loss(
     gradient: Gradient = plain,
     init_extra: Callable[[Params, PyTree], PyTree] = lambda params, variables: (),
     freeze: str | None = None,
+    example: Callable[[Batch], PyTree] = lambda batch: batch["x"],
 ) -> Learner:
     """The learner that descends a loss: params <- params + optimizer(d loss / d params).
 
     Args:
-      network: initialised from ``batch["x"]`` and used by ``predict``; the loss calls ``network.apply`` itself.
+      network: initialised from ``example(batch)`` and used by ``predict``; the loss calls ``network.apply`` itself.
       loss: ``(params, loss_state, batch, key) -> (scalar, (loss_state, metrics))``.
       optimizer: an optax transformation; it may need ``params``.
       gradient: how the gradient is taken; see ``Gradient``.
@@ -224,13 +225,15 @@ def from_loss(
         variables whose path
         matches keep their value. Batch normalisation in the frozen part still normalises by the batch unless the loss
         says ``train=False``.
+      example: the rows of a batch as the network takes them, for its shapes:
+        ``lambda batch: batch["x"][0]`` where batches are ``[E, B, ...]``.
 
     Raises:
       UsageError: ``freeze`` leaves nothing to train.
     """
 
     def init(key: Key, batch: Batch) -> TrainState:
-        params, variables = network.init(key, batch["x"])
+        params, variables = network.init(key, example(batch))
         trained, _ = split_params(params, freeze)
         if not jax.tree.leaves(trained):
             raise check.UsageError(f"freeze={freeze!r} matches every parameter; nothing is left to train")
@@ -263,6 +266,15 @@ def from_loss(
         return network.apply(state.params, state.variables, batch["x"], train=False, valid=batch.get("valid"))[0]
 
     return Learner(init, update, predict)
+
+
+def starting_from(network: Network, params: Params, variables: PyTree) -> Network:
+    """The network with these values in place of random ones, for the ``begin`` of a later stage.
+
+    ``from_loss(starting_from(network, params, variables), ...).init(key, batch)`` is a state with them and a fresh
+    optimizer.
+    """
+    return network._replace(init=lambda key, x: (params, variables))
 
 
 def batch_mean(values: jax.Array, batch: Batch) -> jax.Array:

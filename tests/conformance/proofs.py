@@ -30,11 +30,6 @@ def cross_entropy(outputs: Outputs, batch: Batch) -> jax.Array:
 # A plan: few classes first, then all of them on a frozen backbone --------------------------------------------------
 
 
-def starting_from(network: Network, params: Any, variables: Any) -> Network:
-    """The network with given arrays in place of fresh ones."""
-    return network._replace(init=lambda key, x: (params, variables))
-
-
 def imbalanced_digits() -> Data:
     """Scikit-learn's digits: 150 rows of each class 0..4 and 15 of each class 5..9."""
     x, y = load_digits(return_X_y=True)
@@ -53,7 +48,7 @@ def two_stage(width: int = 32, batch_size: int = 32) -> Plan:
 
     def begin(state: learner.TrainState, data: Data, key: Key) -> learner.TrainState:
         params = grow_head(state.params, CLASSES, key)
-        return second(starting_from(large, params, state.variables)).init(key, data)
+        return second(learner.starting_from(large, params, state.variables)).init(key, data)
 
     old_rows = weighted(batch_size, lambda data: (data["y"] < OLD).astype(jnp.float32))
     return (
@@ -185,9 +180,9 @@ def reinforce(network: Network, optimizer: optax.GradientTransformation, *, deca
         after = state._replace(variables=variables, extra=Baseline(baseline))
         return value, (after, {"reward": mean_reward})
 
-    # What ``network.init`` sees are observations [batch, ...], not trajectories [batch, time, ...].
-    by_row = network._replace(init=lambda key, x: network.init(key, x[:, 0]))
-    return learner.from_loss(by_row, loss, optimizer, init_extra=lambda params, variables: Baseline(jnp.zeros(())))
+    baseline = lambda params, variables: Baseline(jnp.zeros(()))
+    observations = lambda batch: batch["x"][:, 0]  # of trajectories [batch, time, ...]
+    return learner.from_loss(network, loss, optimizer, init_extra=baseline, example=observations)
 
 
 def bandit(policy: Learner, num_envs: int = 16, length: int = 4) -> Source:
