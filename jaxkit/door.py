@@ -15,6 +15,7 @@ import optax
 
 from jaxkit import check, evaluation, methods, networks, training
 from jaxkit.data import Card, check_data, for_layout, from_arrays, from_file, load, rows
+from jaxkit.data.entries import array_of, float32_of
 from jaxkit.data.splits import test_mask
 from jaxkit.learner import Data, Learner, Network
 
@@ -219,39 +220,77 @@ def _read(data: Any, test: Any, task: str | None) -> _Given:
     if not isinstance(data, (str, Path)):
         arrays, card, scaled = _arrays(data, "data", task)
     elif Path(data).exists():
-        arrays, card = from_file(data)
+        options = {} if task is None or Path(data).is_dir() else {"task": task}
+        arrays, card = from_file(data, **options)
+        _can_be_trained_on(arrays, card, task)
+    elif isinstance(data, Path) or "/" in data or "." in data:
+        raise check.UsageError(f"{data}: no such file or folder")
     else:
         arrays, card = load(str(data), "train")
+        _can_be_trained_on(arrays, card, task)
         if test is None and "test" in card.rows:
             held_out = load(str(data), "test")[0]
             return _Given(arrays, held_out, card, False, f"tested on the {rows(held_out)} test rows of {card.name}")
     if test is not None:
-        held_out, _, test_scaled = _arrays(test, "test", task or card.task)
+        held_out, _, test_scaled = _arrays(test, "test", task or card.task, card.classes)
         if not isinstance(data, (str, Path)) and test_scaled != scaled:
             raise check.UsageError("of data and test, one x is uint8 and the other is not; give both alike")
         return _Given(arrays, held_out, card, scaled, f"tested on the {rows(held_out)} rows given")
-    mask = test_mask(arrays["y"], HELD_OUT, card.task == "classification")
+    mask = test_mask(arrays["y"], HELD_OUT, card.task == "classification", card.classes)
     part = lambda chosen: {name: values[chosen] for name, values in arrays.items()}
     each = " of each class" if card.task == "classification" else ""
     note = f"tested on {mask.sum()} of {len(mask)} rows, a fifth{each} held out, evenly spaced"
     return _Given(part(~mask), part(mask), card, scaled, note)
 
 
-def _arrays(data: Any, name: str, task: str | None) -> tuple[Data, Card, bool]:
-    """Checked arrays from (x, y), (x, y, env) or a dict, their card, and whether x came as uint8."""
+def _can_be_trained_on(arrays: Data, card: Card, task: str | None) -> None:
+    """What is read by name has one array x, y beside it, and the targets that the method needs."""
+    if "y" not in arrays:
+        raise check.UsageError(f"{card.name} has no 'y' to train on")
+    if isinstance(arrays["x"], dict):
+        raise check.UsageError(
+            f"data set {card.name!r} is a graph ({', '.join(arrays['x'])}); train takes rows of one array, "
+            "for a graph use jaxkit.fit"
+        )
+    if task == "regression" and card.task == "classification":
+        raise check.UsageError(
+            f"{card.name} has classes, a regression needs float targets; take a classifier such as method='erm'"
+        )
+
+
+def _arrays(data: Any, name: str, task: str | None, classes: tuple[str, ...] = ()) -> tuple[Data, Card, bool]:
+    """Checked arrays from (x, y), (x, y, env) or a dict, their card, and whether x came as uint8.
+
+    ``classes`` are the training data's, whose numbers text labels get.
+    """
     if isinstance(data, dict):
         given = {check.choose(f"entry of {name}", word, ENTRIES): values for word, values in data.items()}
     elif isinstance(data, (tuple, list)) and len(data) in (2, 3):
         given = dict(zip(("x", "y", "env"), data, strict=False))
     else:
-        raise check.UsageError(
-            f"{name} must be (x, y), (x, y, env), a dict with 'x' and 'y', or a name, got {_kind(data)}"
-        )
+        more = ", or a name" if name == "data" else ""
+        raise check.UsageError(f"{name} must be (x, y), (x, y, env), a dict with 'x' and 'y'{more}, got {_kind(data)}")
+    given = {word: values for word, values in given.items() if values is not None}
     if "x" not in given or "y" not in given:
         raise check.UsageError(f"{name} must hold 'x' and 'y', it has {', '.join(given) or 'nothing'}")
-    scaled = np.asarray(given["x"]).dtype == np.uint8
+    given["x"] = array_of(given["x"], f"{name}: x")
+    if classes:
+        given["y"] = _numbered(given["y"], classes, name)
     arrays, card = from_arrays(**given, task=task, name="own data" if name == "data" else name)
-    return arrays, card, bool(scaled)
+    return arrays, card, given["x"].dtype == np.uint8
+
+
+def _numbered(y: Any, classes: tuple[str, ...], name: str) -> np.ndarray:
+    """Text labels with the numbers that the training data gave them; other labels as they are."""
+    y = array_of(y, f"{name}: y")
+    if y.dtype.kind not in "US" and not (y.dtype == object and all(isinstance(value, str) for value in y.ravel())):
+        return y
+    numbers = {word: number for number, word in enumerate(classes)}
+    unknown = next((word for word in y.ravel().tolist() if word not in numbers), None)
+    if unknown is not None:
+        listed = ", ".join(map(repr, classes[:8])) + (", ..." if len(classes) > 8 else "")
+        raise check.UsageError(f"{name}: y has the label {unknown!r}, the training data has {listed}")
+    return np.asarray([numbers[word] for word in y.ravel().tolist()], np.int32).reshape(y.shape)
 
 
 def _kind(value: Any) -> str:
@@ -271,7 +310,7 @@ def _check_parts(arrays: Data, held_out: Data, classes: int | None) -> None:
 
 def _like_training(x: Any, task: Task) -> np.ndarray:
     """New rows as the network saw them in training."""
-    x = np.asarray(x)
+    x = array_of(x, "x")
     if x.dtype.kind not in "biuf":
         raise check.UsageError(f"x must hold numbers, got dtype {x.dtype}")
     if x.ndim == 0 or x.shape[1:] != task.shape:
@@ -285,7 +324,7 @@ def _like_training(x: Any, task: Task) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
     if bad.size:
         raise check.UsageError(f"x has NaN or infinity, first in row {bad[0]}")
-    return x.astype(np.float32) / np.float32(255) if task.scaled else x.astype(np.float32)
+    return float32_of(x, "x") / np.float32(255 if task.scaled else 1)
 
 
 def _settings(name: str, make: Any, given: dict[str, Any], arrays: Data, task: Task) -> dict[str, Any]:

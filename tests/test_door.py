@@ -100,6 +100,20 @@ def test_a_method_that_asks_for_numbers_gets_them_from_the_data(monkeypatch):
         jaxkit.train("curious", (x, y), steps=1, progress=False)
 
 
+def test_text_labels_of_test_rows_get_the_numbers_of_the_training_data():
+    y = np.arange(60) % 3
+    x, names = np.eye(3, dtype=np.float32)[y], np.array(["ant", "bee", "cow"])[y]
+    some = y > 0  # no ant: numbered by themselves, bee would be 0
+    result = jaxkit.train(data=(x, names), test=(x[some], names[some]), steps=100, batch_size=32, progress=False)
+    assert result.history.evals["accuracy"][-1] == 1.0
+
+
+def test_one_target_may_be_a_column():
+    x = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
+    result = jaxkit.train("least_squares", (x, 2 * x + 0.1), steps=2, batch_size=16, progress=False)
+    assert result.predict(x[:5]).shape == (5,) and np.isfinite(result.history.evals["mse"]).all()
+
+
 X, Y = np.zeros((20, 3), np.float32), np.arange(20) % 2
 
 
@@ -125,8 +139,18 @@ X, Y = np.zeros((20, 3), np.float32), np.arange(20) % 2
         ({"data": {"x": X, "labels": Y}}, "unknown entry of data 'labels'"),
         ({"data": (X, Y), "test": (X[:, :2], Y)}, "rows of shape"),
         ({"data": (X, Y), "test": (X, Y + 1)}, "test labels must lie in 0..1 as in training, got 2"),
+        (
+            {"data": (X, Y), "test": (X, np.array(["a", "b"])[Y])},
+            "test: y has the label 'a', the training data has '0'",
+        ),
+        ({"data": (X, Y), "test": "digits"}, "test must be (x, y), (x, y, env), a dict with 'x' and 'y', got str"),
+        ({"data": (X, None)}, "must hold 'x' and 'y', it has x"),
+        ({"data": (X, Y * 0)}, "one class only"),
+        ({"data": "mine.csv"}, "mine.csv: no such file or folder"),
+        ({"data": "karate"}, "is a graph"),
+        ({"data": "digits", "method": "least_squares"}, "digits has classes, a regression needs float targets"),
         ({"data": (X, Y), "steps": 0}, "steps must be at least 1"),
-        ({"data": (X[:2], Y[:2])}, "1 test rows would leave none to train on"),
+        ({"data": (X[:2], Y[:2])}, "1 row for testing would leave none to train on"),
     ],
 )
 def test_what_can_be_wrong_is_said_in_one_line(arguments, says):
@@ -142,6 +166,8 @@ def test_what_can_be_wrong_is_said_in_one_line(arguments, says):
         (np.zeros(2, np.float32), "for one example pass x[None]"),
         (np.full((5, 2), np.nan, np.float32), "NaN or infinity, first in row 0"),
         (np.zeros((0, 2), np.float32), "no rows"),
+        ([[1.0, 2.0], [3.0]], "rows of different lengths"),
+        (np.full((5, 2), 1e300), "beyond float32"),
         (np.zeros((5, 2), np.uint8), "the training data was not uint8"),
     ],
 )

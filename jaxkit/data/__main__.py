@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import NoReturn
 
 from jaxkit import check, fetch
 from jaxkit.data.cards import CARDS, Card
@@ -31,11 +32,13 @@ def show() -> None:
     table = Table(title=f"data folder: {fetch.data_folder()}", title_justify="left")
     table.add_column("name", no_wrap=True)
     for heading in ("what", "rows", "classes", "licence", "where"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading)
     for card in CARDS.values():
         rows = " + ".join(str(number) for number in card.rows.values())
         table.add_row(card.name, card.title, rows, str(len(card.classes)), card.licence, where(card))
     console = Console(soft_wrap=False, highlight=False)
+    if not console.is_terminal:  # a file or a pipe has no width that the table must be squeezed into
+        console.width = max(console.width, 160)
     console.print(table)
     for card in CARDS.values():
         if card.note:
@@ -43,13 +46,20 @@ def show() -> None:
     console.print("rows: training + test. `python -m jaxkit.data get NAME` fetches; `jaxkit.data.load(NAME)` loads.")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the command line as everything else here does, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise check.UsageError(f"{message}; see {self.prog} --help")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """List the data sets, or ``get NAME``; the exit code: 0, or 2 after one line that says what was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m jaxkit.data", description=__doc__)
+    parser = _Parser(prog="python -m jaxkit.data", description=__doc__)
     parser.add_argument("command", nargs="?", default="list", help="list (default) or get")
     parser.add_argument("names", nargs="*", metavar="NAME", help="with get: the data sets to fetch")
-    given = parser.parse_args(arguments)
     try:
+        given = parser.parse_args(arguments)
         command = check.choose("command", given.command, ("list", "get"))
         if command == "get" and not given.names:
             raise check.UsageError(f"get needs the name of a data set, one of {', '.join(CARDS)}")

@@ -64,7 +64,8 @@ def _members(name: str, what: str, values: np.ndarray, number: int | None) -> No
         if missing.size:
             listed = ", ".join(map(str, missing[:8])) + (", ..." if missing.size > 8 else "")
             raise check.UsageError(
-                f"{what} without a row: {listed} (of {number}); give data for each or lower the number"
+                f"{what} without a row: {listed} (of {number}); give data for each, "
+                "or number those that have rows 0, 1, 2, ... without a gap"
             )
 
 
@@ -102,6 +103,8 @@ def check_data(data: Any, num_classes: int | None = None, num_envs: int | None =
                     f"{bad[0]}); "
                     "remove or fill them"
                 )
+    if num_classes == 1:
+        raise check.UsageError("data 'y' has one class only; a classifier needs rows of two classes or more")
     for name, what, number in (("y", "classes", num_classes), ("env", "environments", num_envs)):
         if number is not None and name not in data:
             raise check.UsageError(

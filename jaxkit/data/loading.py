@@ -106,9 +106,10 @@ def _verified(card: Card, relative: str, sha256: str, unpack: bool = False) -> b
         removed = bool(path.parent.stat().st_mode & 0o200) and os.access(path.parent, os.W_OK)
         if removed:
             path.unlink()
+        first = "" if removed else "delete it, then "
         raise check.UsageError(
             f"{path} is damaged{' and was removed' if removed else ''}: expected sha256 {sha256}"
-            f"{' of its unpacked bytes' if unpack else ''}, got {got}; {_how(card)}"
+            f"{' of its unpacked bytes' if unpack else ''}, got {got}; {first}{_how(card)}"
         )
     return content
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,51 +15,11 @@ import numpy as np
 from jaxkit import check
 from jaxkit.data.cards import Arrays, Card
 from jaxkit.data.checks import check_data
+from jaxkit.data.entries import array_of, float32_of, labels_of, weights_of
 from jaxkit.data.splits import test_mask
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 TARGETS = ("y", "label", "labels", "target", "class")
-TASKS = ("classification", "regression")
-
-
-def labels_of(y: Any, task: str | None = None, name: str = "y") -> tuple[np.ndarray, tuple[str, ...], str]:
-    """(targets, class names, task): int32 labels or float32 targets from what was given.
-
-    Text is numbered 0.. in alphabetical order. Whole numbers are labels and stay as they are. Floats are the targets of
-    a regression; whole numbers stored as floats are refused, because they may be either, unless ``task`` says which.
-
-    Raises:
-      UsageError: see above; or the task does not fit.
-    """
-    y = np.asarray(y)
-    task = None if task is None else check.choose("task", task, TASKS)
-    if y.dtype.kind in "US" or (y.dtype == object and all(isinstance(value, str) for value in y.ravel())):
-        if task == "regression":
-            raise check.UsageError(f"{name} holds text; a regression needs numbers")
-        values, numbered = np.unique(y.astype(str), return_inverse=True)
-        return numbered.astype(np.int32), tuple(values.tolist()), "classification"
-    if y.dtype.kind not in "biuf":
-        raise check.UsageError(f"{name} must hold numbers or text, got dtype {y.dtype}")
-    if not np.isfinite(y).all():
-        raise check.UsageError(f"{name} has NaN or infinity, first in row {np.flatnonzero(~np.isfinite(y))[0]}")
-    if task == "regression":
-        return y.astype(np.float32), (), task
-    if y.dtype.kind == "f":
-        whole = bool((y == np.round(y)).all())
-        if whole:
-            raise check.UsageError(
-                f"{name} holds whole numbers stored as floats; for labels pass integers (y.astype('int32')), "
-                "for a regression task='regression'"
-            )
-        if task == "classification":
-            raise check.UsageError(
-                f"{name} holds floats such as {y[y != np.round(y)][0]:g}; labels are whole numbers or text"
-            )
-        return y.astype(np.float32), (), "regression"
-    if y.size and y.min() < 0:
-        raise check.UsageError(f"{name} has the label {y.min()}; labels are 0, 1, 2, ... (map -1/1 to 0/1)")
-    names = tuple(map(str, range(int(y.max()) + 1))) if y.size else ()
-    return y.astype(np.int32), names, "classification"
 
 
 def from_arrays(
@@ -85,12 +46,15 @@ def from_arrays(
     Raises:
       UsageError: no rows, unequal lengths, features that are not numbers, NaN, or targets that do not fit the task.
     """
-    x = np.asarray(x)
+    x = array_of(x, f"{name}: x")
     if x.dtype.kind not in "biuf":
         raise check.UsageError(f"{name}: x must hold numbers, got dtype {x.dtype}; encode text as numbers first")
     if x.ndim == 0:
         raise check.UsageError(f"{name}: x must have shape [rows, ...], got a single number")
-    arrays: Arrays = {"x": x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)}
+    if x.ndim > 1 and len(x) and x.size == 0:
+        raise check.UsageError(f"{name}: x has no features, its shape is {list(x.shape)}; give at least one column")
+    scale = np.float32(255 if x.dtype == np.uint8 else 1)
+    arrays: Arrays = {"x": float32_of(x, f"{name}: x") / scale}
     classes: tuple[str, ...] = ()
     kind = "none"
     if y is not None:
@@ -99,8 +63,11 @@ def from_arrays(
         if values is not None:
             arrays[column] = labels_of(values, "classification", f"{name}: {column}")[0]
     if weight is not None:
-        arrays["weight"] = np.asarray(weight, np.float32)
-    check_data(arrays)
+        arrays["weight"] = weights_of(weight, f"{name}: weight")
+    try:
+        check_data(arrays)
+    except check.UsageError as error:
+        raise check.UsageError(str(error) if name == "own data" else f"{name}: {error}") from None
     card = Card(
         name=name,
         title=f"{len(x)} rows of shape {x.shape[1:]}",
@@ -120,7 +87,10 @@ def _part(arrays: Arrays, card: Card, split: str | None, fraction: float) -> tup
     split = check.choose("split", "all" if split is None else split, ("train", "test", "all"))
     if split == "all":
         return arrays, card
-    mask = test_mask(arrays["y"], fraction, card.task == "classification")
+    try:
+        mask = test_mask(arrays["y"], fraction, card.task == "classification", card.classes)
+    except check.UsageError as error:
+        raise check.UsageError(f"{card.name}: {error}") from None
     rows = {"train": int((~mask).sum()), "test": int(mask.sum())}
     chosen = mask if split == "test" else ~mask
     return {name: values[chosen] for name, values in arrays.items()}, card._replace(rows=rows)
@@ -151,8 +121,15 @@ def _table(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
         raise check.UsageError(f"{path} cannot be read as UTF-8 text: {error}") from None
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
-    lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(cell.strip() for cell in row)]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        read = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise check.UsageError(
+            f"{path} cannot be read as a text table, near line {reader.line_num}: {error}; "
+            "check that every quotation mark is closed"
+        ) from None
+    lines = [(number, row) for number, row in read if any(row)]
     if not lines:
         raise check.UsageError(f"{path} is empty; expected a line of column names and one line per row")
     names = lines[0][1]
@@ -177,7 +154,7 @@ def _numbers(cells: list[str], name: str, path: Path, lines: list[int]) -> np.nd
     if bad.size:
         raise check.UsageError(
             f"{path} line {lines[bad[0]]}: column {name!r} holds {cells[bad[0]]!r}, expected a number "
-            f"({bad.size} such cells); fill or drop them, or leave the column out with features=[...]"
+            f"({bad.size} such cells); fill or drop them, or leave the column out by from_csv(features=[...])"
         )
     return values
 
@@ -231,6 +208,11 @@ def from_csv(
     if task == "regression" or not all(_whole(cell) for cell in values):
         if task == "regression" or sum(not math.isnan(_number(cell)) for cell in values) > len(values) // 2:
             values = _numbers(values, target, path, lines)
+            if task is None and (values == np.round(values)).all():
+                raise check.UsageError(
+                    f"{path}: column {target!r} holds whole numbers written as {column(at)[0]!r}; write labels as "
+                    "0, 1, 2, ..., or for a regression say task='regression'"
+                )
         elif "" in values:
             raise check.UsageError(f"{path} line {lines[values.index('')]}: the label in column {target!r} is empty")
     else:
@@ -248,7 +230,7 @@ def from_csv(
 
 
 def _whole(cell: str) -> bool:
-    return cell.lstrip("+-").isdecimal()
+    return cell.removeprefix("-" if cell[:1] == "-" else "+").isdecimal()
 
 
 def from_npz(
@@ -265,8 +247,15 @@ def from_npz(
             given = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise check.UsageError(f"{path}: no such file") from None
+    except (TypeError, AttributeError):  # np.load gave a single array
+        raise check.UsageError(
+            f"{path} cannot be read as an npz file of plain arrays: it holds one array without a name; "
+            "write it by np.savez(path, x=x, y=y)"
+        ) from None
     except Exception as error:  # zipfile, zlib and NumPy raise errors of their own
-        raise check.UsageError(f"{path} cannot be read as an npz file of plain arrays: {error}") from None
+        # NumPy takes what is no zip file for a pickle and recommends to trust it; that is not our advice.
+        why = "it is damaged or another kind of file" if "allow_pickle=`" in str(error) else error
+        raise check.UsageError(f"{path} cannot be read as an npz file of plain arrays: {why}") from None
     if "x" not in given:
         raise check.UsageError(f"{path} has no array 'x'; it has {', '.join(given) or 'nothing'}")
     known = ("x", "y", "env", "attribute", "weight")
@@ -330,8 +319,8 @@ def from_folder(
             elif images and image.size != images[0].size:
                 shape = lambda picture: f"{picture.height}x{picture.width}"
                 raise check.UsageError(
-                    f"{file} is {shape(image)}, the images before it {shape(images[0])}; give size=(height, width) to "
-                    f"resize all"
+                    f"{file} is {shape(image)}, the images before it {shape(images[0])}; give size=(height, width) "
+                    "to from_folder, or resize the files"
                 )
             images.append(image)
             labels.append(label)

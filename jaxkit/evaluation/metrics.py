@@ -170,6 +170,12 @@ def classification(
 
 
 def regression(outputs: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """``mse`` and ``r2`` of ``outputs["mean"]`` against ``data["y"]``, as the ``measure`` of the trainer."""
-    mean, y = rows.entry("outputs", outputs, "mean"), rows.entry("data", data, "y")
+    """``mse`` and ``r2`` of ``outputs["mean"]`` against ``data["y"]``, as the ``measure`` of the trainer.
+
+    One target may stand as ``[batch]`` or as ``[batch, 1]`` in either.
+    """
+    mean, y = (
+        jnp.squeeze(values, -1) if values.ndim == 2 and values.shape[-1] == 1 else values
+        for values in (jnp.asarray(rows.entry("outputs", outputs, "mean")), jnp.asarray(rows.entry("data", data, "y")))
+    )
     return {"mse": mean_squared_error(mean, y, data.get("valid")), "r2": r2(mean, y, data.get("valid"))}

@@ -17,6 +17,8 @@ def regression_mean(outputs: Outputs) -> jax.Array:
 
 def squared_error(outputs: Outputs, batch: Batch) -> jax.Array:
     """sum_j (f_j(x) - y_j)^2 for each row ``[batch]``; ``y`` is ``[batch]`` or ``[batch, targets]``."""
+    if "y" not in batch:
+        raise check.UsageError(f"least_squares needs targets 'y', got a batch of {', '.join(sorted(batch))}")
     prediction, target = regression_mean(outputs), batch["y"]
     target = target[..., 0] if target.ndim == 2 and target.shape[-1] == 1 else target
     if prediction.shape != target.shape:

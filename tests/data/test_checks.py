@@ -41,6 +41,7 @@ def holed(value):
         ({"x": X, "y": Y.astype(np.float32)}, {"num_classes": 3}, "whole numbers"),
         ({"x": X, "y": Y[:, None]}, {"num_classes": 3}, r"shape \[rows\], got \[6, 1\]"),
         ({"x": X}, {"num_classes": 3}, "data has no 'y'"),
+        ({"x": X, "y": Y * 0}, {"num_classes": 1}, "one class only"),
         ({"x": X}, {"num_envs": 3}, "data has no 'env'"),
         ({"x": X, "env": Y}, {"num_envs": 4}, "environments without a row: 3"),
         ({"x": X, "env": Y - 1}, {}, "'env' must lie 0 or more, got -1..1"),

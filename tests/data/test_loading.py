@@ -222,7 +222,7 @@ def test_spaced_is_even(total, chosen):
 
 def test_split_needs_rows_to_train_on():
     y = np.array([0, 0, 0, 1])
-    with pytest.raises(UsageError, match="class 1 has 1 rows"):
+    with pytest.raises(UsageError, match="class 1 has 1 row; .* leave none to train on; give more rows of it"):
         splits.test_mask(y, 0.5, True)
     with pytest.raises(UsageError, match="leaves none"):
         splits.test_mask(y, 1.0, False)
@@ -238,6 +238,7 @@ def test_command_line(folder, capsys):
         (["get"], "get needs the name"),
         (["gte"], "unknown command 'gte'; did you mean 'get'"),
         (["list", "digits"], "list takes no names"),
+        (["--all"], "unrecognized arguments: --all; see python -m jaxkit.data --help"),
         (["get", "cifar10_jpeg"], "not to be downloaded"),
     ):
         capsys.readouterr()

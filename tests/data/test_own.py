@@ -45,12 +45,43 @@ def test_arrays_of_every_kind():
         ((np.zeros((0, 3)), None), "no rows"),
         ((3.0, None), "single number"),
         ((X, [None] * 6), "must hold numbers or text"),
+        ((X, np.eye(6, dtype=int)), r"one label for each row, shape \[rows\], got \[6, 6\]; of one-hot rows"),
+        ((X, [["a", "b"]] * 6), "one label for each row"),
+        ((X, [0, 1, 2, 3, 4, 2**40]), "has the label 1099511627776; labels number the classes"),
+        ((X, [[1], [2, 3]] * 3), "y has rows of different lengths"),
+        (([[1], [2, 3]], None), "x has rows of different lengths"),
+        ((X[:, :0], None), r"x has no features, its shape is \[6, 0\]"),
+        ((X.astype(np.float64) * 1e300, None), "beyond float32"),
     ],
 )
 def test_wrong_arrays(arguments, message):
     with pytest.raises(UsageError, match=message) as caught:
         from_arrays(*arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (list("abcdef"), "must hold numbers"),
+        (np.ones((6, 2)), r"shape \[rows\], got \[6, 2\]"),
+        ([1, 1, -1, 1, 1, 1], "is -1 in row 2"),
+        (np.zeros(6), "0 in every row"),
+    ],
+)
+def test_wrong_weights(weight, message):
+    with pytest.raises(UsageError, match=message):
+        from_arrays(X, np.arange(6), weight=weight)
+
+
+def test_the_task_says_what_whole_floats_are(tmp_path):
+    y = np.array([0.0, 1, 1, 0, 1, 0])
+    data, card = from_arrays(X, y, task="classification")
+    assert data["y"].dtype == np.int32 and card.classes == ("0", "1")
+    assert from_csv(write(tmp_path, "a,y\n1,0.0\n2,1.0\n"), task="classification")[1].classes == ("0", "1")
+    assert from_arrays(X, y, task="regression")[0]["y"].dtype == np.float32
+    double_minus = from_csv(write(tmp_path, "a,y\n1,--1\n2,2\n3,--1\n"))  # no number, so text
+    assert double_minus[1].classes == ("--1", "2")
 
 
 def test_wrong_task():
@@ -107,10 +138,17 @@ def test_csv_targets(tmp_path):
         ("a,y\n1,0\nnan,1\n", {}, "line 3: column 'a' holds 'nan'"),
         ("a,y\n1,0.5\n2,oops\n3,0.7\n", {}, "line 3: column 'y' holds 'oops'"),
         ("a,y\n1,cat\n2,\n3,dog\n", {}, "line 3: the label in column 'y' is empty"),
-        ("a,y\n1,0.0\n2,1.0\n", {}, "whole numbers stored as floats"),
+        ("a,y\n1,0.0\n2,1.0\n", {}, "column 'y' holds whole numbers written as '0.0'; write labels as 0, 1"),
         ("y\n0\n1\n", {}, "no feature columns beside 'y'"),
         ("a,y\n1,0\n2,1\n", {"features": ["y"]}, "target 'y' is among the features"),
-        ("a,y\n1,0\n2,1\n", {"split": "test"}, "class 0 has 1 rows"),
+        (
+            "a,y\n1,0\n2,1\n",
+            {"split": "test"},
+            ".csv: class 0 has 1 row; 1 row for testing would leave none to train on",
+        ),
+        ("a,y\n1,cat\n2,dog\n3,dog\n", {"split": "test"}, "class cat has 1 row"),
+        ('a,y\n1,"cat\n2,dog\n', {}, "near line 3: unexpected end of data; check that every quotation mark"),
+        ("a,y\n1,cat\n1e300,dog\n", {}, "x has 1e\\+300 in row 1, beyond float32"),
         ("a,y\n1,0\n2,1\n", {"split": "train", "test_fraction": 0.0}, "test_fraction must lie"),
     ],
 )
@@ -131,6 +169,10 @@ def test_npz(tmp_path):
             from_npz(path)
     np.savez(path, x=np.array([{}, {}], object))
     with pytest.raises(UsageError, match="cannot be read as an npz file of plain arrays"):
+        from_npz(path)
+    with path.open("wb") as file:
+        np.save(file, X)
+    with pytest.raises(UsageError, match="holds one array without a name"):
         from_npz(path)
     path.write_bytes(b"nothing")
     with pytest.raises(UsageError, match="cannot be read as an npz"):

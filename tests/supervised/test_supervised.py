@@ -74,6 +74,15 @@ def test_least_squares_of_one_target_predicts_one_number_a_row():
         fit(learner, {"x": x, "y": np.zeros((8, 2), np.float32)}, key=0, steps=1, source=full_batch(), progress=False)
 
 
+def test_a_batch_without_labels_is_refused():
+    x, plain = np.ones((8, 1), np.float32), {"key": 0, "steps": 1, "source": full_batch(), "progress": False}
+    for data in ({"x": x}, {"x": x, "y": np.zeros(8, np.float32)}):
+        with pytest.raises(check.UsageError, match="erm needs whole-number labels 'y'"):
+            fit(erm(linear(2), optax.sgd(0.1)), data, **plain)
+    with pytest.raises(check.UsageError, match="least_squares needs targets 'y'"):
+        fit(least_squares(linear(1), optax.sgd(0.1)), {"x": x}, **plain)
+
+
 def test_bad_smoothing_is_refused():
     with pytest.raises(check.UsageError, match="label_smoothing"):
         erm(linear(2), optax.sgd(0.1), label_smoothing=1.5)
