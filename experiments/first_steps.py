@@ -144,7 +144,10 @@ def own_data(path: Path) -> Rows:
     (train, card), (test, _) = (data.from_file(path, split=split) for split in ("train", "test"))
     if card.task != "classification":
         raise check.UsageError(f"--data {path}: the targets are floats; this study needs classes")
-    data.check_data(train, num_classes=len(card.classes))
+    try:
+        data.check_data(train, num_classes=len(card.classes))
+    except check.UsageError as error:
+        raise check.UsageError(f"--data {path}: {error}") from None
     return Rows(train, test, "a fifth of each class held out, evenly spaced")
 
 
@@ -193,8 +196,9 @@ def run_cell(cell: Cell, config: Config, context: Context) -> dict[str, Any]:
     """Train one method on one data set with all its seeds."""
     whole = own_data(config.data) if config.data is not None else read_rows(cell.setting)
     rows = limited(whole, config.train_rows, config.test_rows)
-    if cell.method == "convnet" and rows.train["x"].ndim < 3:
-        raise Skip("a ConvNet needs images; the rows of this data are vectors")
+    if cell.method == "convnet" and rows.train["x"].ndim != 4:
+        shape = list(rows.train["x"].shape[1:])
+        raise Skip(f"a ConvNet needs images [height, width, channels]; the rows of this data are {shape}")
     part = len(rows.train["y"]) < len(whole.train["y"])
     cut = part or len(rows.test["y"]) < len(whole.test["y"])
     runs = (

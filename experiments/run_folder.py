@@ -114,12 +114,13 @@ def start(study: str, config: Any, command: str) -> Path:
         raise check.UsageError(f"--resume: {folder} holds no run (no run.json); leave --resume away to start one there")
     elif folder.exists() and any(folder.iterdir()):
         raise check.UsageError(f"--out {folder} holds other files; name an empty or a new folder")
+    about = environment()
     try:
         (folder / "cells").mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config_record(config))
     except OSError as error:
         raise check.UsageError(f"cannot write to {folder}: {error.strerror}; name another folder by --out") from None
-    write_json(folder / "environment.json", environment())
+    write_json(folder / "environment.json", about)
     write_json(
         known, {"study": study, "state": "running", "command": command, "started": time.strftime("%Y-%m-%d %H:%M:%S")}
     )
@@ -160,7 +161,12 @@ def environment() -> dict[str, Any]:
     """What a reader needs to know to repeat the run elsewhere."""
     import jax
 
-    devices = jax.devices()
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names what is not here
+        asked = os.environ.get("JAX_PLATFORMS")
+        why = f"JAX_PLATFORMS={asked} asks for a device that is not here" if asked else str(error).split("\n")[0]
+        raise check.UsageError(f"JAX finds no device: {why}; unset JAX_PLATFORMS, or set it to cpu") from None
     versions = {}
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn"):
         try:

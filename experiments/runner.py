@@ -14,8 +14,11 @@ After the last three the run can be resumed, and the command that does it is pri
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -172,8 +175,6 @@ def run(study: Study, argv: Sequence[str] | None = None) -> int:
 
 def configure(study: Study, argv: Sequence[str]) -> Any:
     """The configuration that a command line means: --preset chooses the defaults, explicit options win over it."""
-    import tyro
-
     name = check.choose(
         "preset", _preset(argv, next(iter(study.presets)) if "quick" not in study.presets else "quick"), PRESETS
     )
@@ -181,9 +182,41 @@ def configure(study: Study, argv: Sequence[str]) -> Any:
         raise check.UsageError(f"{study.name} has no preset {name!r}; it has {', '.join(study.presets)}")
     default = dataclasses.replace(study.presets[name], preset=name)
     prog, text = f"python -m experiments.{study.name}", f"{study.title}. {study.one_line}"
-    config = tyro.cli(study.Config, default=default, args=_with_preset(argv, name), prog=prog, description=text)
+    config = parsed(study.Config, _with_preset(argv, name), prog, default=default, description=text)
     check.count("--seeds", config.seeds)
     return config
+
+
+def parsed(Config: type, argv: Sequence[str], prog: str, **more: Any) -> Any:
+    """The Config that a command line means; what is wrong with it is one line, as everywhere else."""
+    import tyro
+
+    known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)]
+    known += [f"--no-{field.name.replace('_', '-')}" for field in dataclasses.fields(Config) if field.type == "bool"]
+    for word in argv:
+        if word.startswith("--") and word != "--help":
+            check.choose("option", word.split("=", 1)[0], known)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Config, args=list(argv), prog=prog, **more)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        why = _unboxed(said.getvalue())
+        raise check.UsageError(f"{why or 'the command line cannot be read'}; see {prog} --help") from None
+
+
+def _unboxed(text: str) -> str:
+    """What stands in tyro's box (drawn in Unicode or ASCII, maybe coloured) between its title and its help."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯| ") for line in text.splitlines()]
+    kept: list[str] = []
+    for line in lines[1:]:
+        if line.strip("─-"):
+            kept.append(line)
+        elif kept:
+            break
+    return " ".join(kept).strip(" .")
 
 
 def _preset(argv: Sequence[str], default: str) -> str:
@@ -278,9 +311,9 @@ def _plan(study: Study, config: Any, folder: Path, grid: list[Cell]) -> list[Cel
         todo.append(cell)
     kept = f", {len(grid) - len(todo)} done before" if len(todo) < len(grid) else ""
     estimate = ""
-    if study.seconds is not None:
+    if study.seconds is not None and todo:
         estimate = f", about {duration(sum(study.seconds(cell, config) for cell in todo))} on two CPU cores"
-    print(f"{len(todo)} cells to run{kept}{estimate}", flush=True)
+    print(f"{len(todo)} cell{'s' * (len(todo) != 1)} to run{kept}{estimate}", flush=True)
     return todo
 
 
@@ -323,7 +356,7 @@ def gpu_warning() -> str | None:
         return None
     return (
         "warning: this machine has an NVIDIA GPU but JAX sees only the CPU; "
-        "pip install 'jaxkit[gpu]' (CUDA 13) or 'jaxkit[gpu-cuda12]' gives the JAX that uses it"
+        "python -m pip install -e '.[gpu]' (CUDA 13) or '.[gpu-cuda12]' in the checkout gives the JAX that uses it"
     )
 
 
@@ -367,6 +400,8 @@ def _ended(folder: list[Path], state: str) -> None:
 def _stopped(study: Study, argv: Sequence[str], folder: list[Path], state: str, code: int, why: str) -> int:
     _ended(folder, state)
     print(f"{study.name}: {why}", file=sys.stderr)
+    if state == "diverged":
+        print("the same configuration diverges again; change it (a lower learning rate), or", file=sys.stderr)
     if folder:
         print(f"go on with: {_command(study, argv, '--out', str(folder[0]), '--resume')}", file=sys.stderr)
     return code

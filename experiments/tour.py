@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments import catalogue, run_folder
+from experiments import catalogue, run_folder, runner
 from jaxkit import check
 
 TAIL = 25  # lines of a failed study's output that the page shows
@@ -39,12 +39,10 @@ class Tour:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tour and return the exit code."""
-    import tyro
-
-    options = tyro.cli(Tour, args=argv, prog="python -m experiments.tour")
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _tour(options)
+        words = sys.argv[1:] if argv is None else argv
+        return _tour(runner.parsed(Tour, words, "python -m experiments.tour"))
     except check.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -69,7 +67,10 @@ def _tour(options: Tour) -> int:
     folder = options.out or run_folder.new("tour")
     if options.out is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise check.UsageError(f"--out {folder} is not an empty folder; name a new one")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise check.UsageError(f"cannot write to {folder}: {error.strerror}; name another folder by --out") from None
     console = Console()
     begin = time.perf_counter()
     sections, failures = [], []

@@ -64,6 +64,13 @@ def test_own_data_is_split_and_measured():
     assert steps and max(steps) == 60
 
 
+def test_a_convnet_is_not_asked_for_pictures_without_a_channel_axis():
+    np.savez("grey.npz", x=np.zeros((20, 8, 8), np.uint8), y=np.arange(20) % 2)
+    words = ["--data", "grey.npz", "--methods", "convnet", "svm", "--steps", "1", "--seeds", "1", "--out", "here"]
+    assert runner.run(first_steps.STUDY, words) == 0
+    assert {row["method"]: row["verdict"] for row in table_rows("here")}["ERM, ConvNet"] == "missing"
+
+
 def test_data_that_cannot_be_had_is_a_missing_row_with_the_command_that_gets_it(monkeypatch):
     asked = []
 
@@ -87,12 +94,16 @@ def test_data_that_cannot_be_had_is_a_missing_row_with_the_command_that_gets_it(
         (["--methods", "conv-net"], "did you mean 'convnet'"),
         (["--data", "absent.csv"], "absent.csv: no such file"),
         (["--data", "empty.csv"], "is empty"),
+        (["--data", "one.csv"], "one class only"),
+        (["--data", "gap.npz"], "--data gap.npz: classes without a row: 1"),
         (["--learning-rate", "0"], "above 0"),
         (["--train-rows", "3"], "--train-rows must be at least 10"),
     ],
 )
 def test_bad_input(words, says, capsys):
     Path("empty.csv").write_text("")
+    Path("one.csv").write_text("a,kind\n" + "1,cat\n" * 20)
+    np.savez("gap.npz", x=np.ones((20, 2)), y=np.arange(20) % 2 * 2)
     assert runner.run(first_steps.STUDY, words) == 2
     errors = capsys.readouterr().err.strip()
     assert says in errors and "\n" not in errors

@@ -137,6 +137,10 @@ def test_a_cell_is_known_by_what_its_result_depends_on():
         (["--methods", "alpa"], "did you mean 'alpha'"),
         (["--seeds", "0"], "at least 1"),
         (["--scale", "-1"], "above 0"),
+        (["--sedes", "3"], "unknown option '--sedes'; did you mean '--seeds'"),
+        (["--seeds", "many"], "parsing --seeds: invalid literal for int() with base 10: 'many'; see python -m"),
+        (["--seeds"], "Missing value for argument '--seeds'"),
+        (["tour"], "Unrecognized options: tour; see python -m experiments.tiny"),
         (["--resume"], "no unfinished run"),
         (["--resume", "--out", "nowhere"], "holds no run"),
     ],
@@ -192,6 +196,17 @@ def test_signals_leave_a_run_that_can_be_resumed(trouble, code, tmp_path):
     assert run_folder.read_json(tmp_path / "here" / "run.json")["state"] == "stopped"
     done = sum('"status": "done"' in path.read_text() for path in (tmp_path / "here" / "cells").glob("*.json"))
     assert done == 1
+
+
+def test_a_device_that_is_not_here_is_named_and_leaves_no_folder(monkeypatch, capsys, tmp_path):
+    def absent():
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr("jax.devices", absent)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert go("--out", "here") == 2
+    assert "JAX_PLATFORMS=cuda asks for a device that is not here" in capsys.readouterr().err
+    assert not Path("here").exists()
 
 
 def test_unreadable_run_file_is_named(tmp_path):
