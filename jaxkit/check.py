@@ -39,9 +39,10 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
 
 def positive(name: str, value: Any) -> Any:
     """Return ``value`` if it is a finite number above zero; raise UsageError otherwise."""
-    if _concrete(value) and isinstance(value, (int, float)) and not (math.isfinite(value) and value > 0):
+    number(name, value, 0.0, open_low=True)
+    if _concrete(value) and not math.isfinite(float(value)):
         raise UsageError(f"{name} must be a finite number above 0, got {value!r}")
-    return number(name, value, 0.0, open_low=True)
+    return value
 
 
 def fraction(name: str, value: Any) -> Any:

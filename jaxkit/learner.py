@@ -112,10 +112,11 @@ class Stage(NamedTuple):
       name: shown in progress, history and errors.
       learner: what learns.
       source: what it sees.
-      share: its share of the steps of the plan.
-      begin: ``(state | None, data, key) -> state``, pure; the only place where the shape of State may change. None: a
-        first stage starts from ``learner.init``, a later one takes the state as it is.
-      end: ``(state, data, key) -> state``, pure.
+      share: its share of the steps of the plan that no stage has fixed.
+      steps: exactly so many steps instead (a closed form is one step on the full batch).
+      begin: ``(state | None, data, key) -> state``, pure. None: a first stage starts from ``learner.init``, a later one
+        takes the state as it is.
+      end: ``(state, data, key) -> state``, pure. Only in begin and end may the shapes of State change.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Stage(NamedTuple):
     share: float = 1.0
     begin: Callable[[State | None, Data, Key], State] | None = None
     end: Callable[[State, Data, Key], State] | None = None
+    steps: int | None = None
 
 
 Plan = tuple[Stage, ...]
@@ -291,6 +293,23 @@ def batch_mean(values: jax.Array, batch: Batch) -> jax.Array:
     return jnp.where(valid, values, 0.0).sum() / jnp.maximum(valid.sum(), 1)
 
 
+def clear_padding(batch: Batch) -> Batch:
+    """The batch with zeros in place of the floats of ``x`` in rows that are not valid.
+
+    A NaN in a padding row would reach the gradient through 0 * NaN, however its loss is weighted.
+    """
+    if "valid" not in batch:
+        return batch
+    valid = batch["valid"]
+
+    def clear(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        return jnp.where(valid.reshape(valid.shape + (1,) * (leaf.ndim - valid.ndim)), leaf, 0)
+
+    return {**batch, "x": jax.tree.map(clear, batch["x"])}
+
+
 def from_example_loss(
     network: Network,
     example_loss: Callable[[Outputs, Batch], jax.Array],
@@ -302,6 +321,7 @@ def from_example_loss(
     """``from_loss`` for the most frequent case: the batch mean of ``example_loss(outputs, batch) -> [batch]``."""
 
     def loss(params, state, batch, key):
+        batch = clear_padding(batch)
         outputs, variables = network.apply(
             params, state.variables, batch["x"], train=True, key=key, valid=batch.get("valid")
         )

@@ -27,7 +27,8 @@ from jaxkit.training.layout import Layout
 from jaxkit.training.moment import Best, Moment
 from jaxkit.training.optimizers import learning_rate_of
 from jaxkit.training.program import Carry
-from jaxkit.training.progress import Display, RunLog, mean_of, share_out, trace
+from jaxkit.training.progress import Display, RunLog, mean_of, trace
+from jaxkit.training.schedule import stage_steps
 from jaxkit.training.sharding import DEFAULT, Rules
 from jaxkit.training.signals import Stop, leave, stop_signals
 from jaxkit.training.watchdog import Watchdog, watchdog
@@ -83,6 +84,7 @@ def fit(
     steps_per_dispatch: int | None = None,
     progress: bool = True,
     profile: str | Path | None = None,
+    tag: str = "",
 ) -> Fit:
     """Train.
 
@@ -102,9 +104,11 @@ def fit(
       resume: go on from the newest checkpoint in ``workdir`` (from the start when there is none).
       checkpoint_every_s: seconds between checkpoints; one is always taken at the end of a stage, on SIGTERM and on
         Ctrl-C.
-      steps_per_dispatch: None lets a dispatch last about a second.
+      steps_per_dispatch: None lets a dispatch last about a second, or 1024 steps.
       progress: show a display.
       profile: a folder for a ``jax.profiler`` trace of 20 steps after the compilation.
+      tag: settings that the plan's shapes do not show (a method's name, a learning rate), as text; a checkpoint with
+        another tag is refused.
 
     Returns:
       Fit(state, history, best).
@@ -118,10 +122,10 @@ def fit(
     _check_data(data)
     plan = _as_plan(learner_or_plan, source, data)
     _check(plan, steps, seeds, eval, checkpoint_every_s, steps_per_dispatch)
-    layout = Layout(plan, data, as_key(key), mesh, tuple(rules), seeds)
-    for number in range(len(plan)):
-        layout.check_batch(number)
-    counts = share_out(steps, [stage.share for stage in plan])
+    layout = Layout(plan, data, as_key(key), mesh, tuple(rules), seeds, tag)
+    if mesh is not None:
+        _ = layout.batches  # says at once where a batch does not divide over the mesh
+    counts = stage_steps(plan, steps)
     run = _Run(
         layout, counts, eval, callbacks, workdir, every_s=checkpoint_every_s, pace=steps_per_dispatch, profile=profile
     )
@@ -159,11 +163,7 @@ def _check(
         _check_data(evaluation.data)
         if evaluation.every is not None:
             check.count("eval.every", evaluation.every)
-    for stage, count in zip(
-        plan, share_out(steps, [check.positive("share", stage.share) for stage in plan]), strict=True
-    ):
-        if count == 0:
-            raise check.UsageError(f"stage {stage.name!r} gets none of the {steps} steps; raise steps or its share")
+    for stage in plan:
         if seeds is not None and isinstance(stage.source, HostSource):
             raise check.UsageError(
                 f"stage {stage.name!r}: seeds={seeds} needs a source inside the step, not a HostSource"
@@ -210,8 +210,25 @@ class _Run:
         self.workdir = None if workdir is None else Path(workdir)
         self.every_s, self.fixed_pace, self.profile = every_s, pace, None if profile is None else Path(profile)
         self.eval_data = None if evaluation is None else layout.put(evaluation.data)
+        self._check_evaluation()
         self.checkpoints = None if self.workdir is None else Checkpoints(self.workdir / "checkpoints")
         self.log = RunLog(None, 0)
+
+    def _measure(self, number: int) -> Callable:
+        """The compiled evaluation of a stage."""
+        asked = self.evaluation
+        assert asked is not None
+        predict = self.layout.plan[number].learner.predict
+        return compile_evaluation(predict, asked.measure, asked.batch_size, self.layout.seeds)
+
+    def _check_evaluation(self) -> None:
+        """What is wrong with an evaluation is said before the first step."""
+        if self.evaluation is None:
+            return
+        for number, state in enumerate(self.layout.ends):
+            names = jax.eval_shape(self._measure(number), state, self.eval_data)
+            if self.evaluation.best is not None:
+                check.choose("metric", self.evaluation.best, names)
 
     def first(self, resume: bool) -> Moment:
         """Where to start: the beginning, or the newest checkpoint."""
@@ -256,16 +273,13 @@ class _Run:
             carry = self.layout.begin(number, moment.state)
             moment = moment._replace(state=carry.state, source_state=carry.source_state, begun=True)
         run = self.layout.steps(number)
-        batches = self._batches(moment.stage, moment.step)
+        batches = self.layout.open(number, moment.step) if isinstance(stage.source, HostSource) else None
         pace, saved_at, first = self.fixed_pace or 1, time.monotonic(), True
         while moment.step < total:
             due = self.checkpoints is not None and not first and time.monotonic() - saved_at >= self.every_s
             traced, self.profile = (None, self.profile) if first else (self.profile, None)
-            if traced is not None:
-                pace = min(pace, PROFILED_STEPS)
-            count, stop.signal, due = distributed.agree(
-                min(pace, self._room(moment, total, batches is not None)), stop.signal, due
-            )
+            wanted = min(pace if traced is None else PROFILED_STEPS, self._room(moment, total, batches is not None))
+            count, stop.signal, due = distributed.agree(wanted, stop.signal, due)
             if due or stop.signal is not None:
                 self._save(moment)
                 saved_at = time.monotonic()
@@ -291,18 +305,13 @@ class _Run:
                 and moment.step < total
             ):
                 moment = self._evaluate(moment, dog)
+        if batches is not None:
+            batches.close()
         dog.alive(f"end of stage {stage.name!r}")
         moment = moment._replace(state=self.layout.end(number, moment.state))
         if self.evaluation is not None:
             moment = self._evaluate(moment, dog)
         return moment._replace(stage=number + 1, step=0, begun=False, source_state=())
-
-    def _batches(self, number: int, step: int) -> Iterator[PyTree] | None:
-        """What a HostSource gives from a step on; None for a source inside the program."""
-        source = self.layout.plan[number].source
-        if not isinstance(source, HostSource):
-            return None
-        return iter(source.open(self.layout.data, self.layout.keys(number).source, step))
 
     @property
     def _total(self) -> int:
@@ -323,7 +332,7 @@ class _Run:
                 raise check.UsageError(
                     f"the learner of stage {stage!r} gives no metric {name!r}; update must return 'loss' and 'finite'"
                 )
-        bad = np.flatnonzero((metrics["finite"] < 0.5).reshape(-1, count).any(0))
+        bad = np.flatnonzero(~(metrics["finite"] >= 0.5).reshape(-1, count).all(0))
         if bad.size:
             raise self._diverged(moment._replace(step=moment.step + int(bad[0])), "the loss or the state is not finite")
         measured = history.add_steps(moment.history, moment.stage, metrics)
@@ -338,12 +347,12 @@ class _Run:
             callback(Event(stage, moment.done, self._total, means, moment.state))
 
     def _evaluate(self, moment: Moment, dog: Watchdog) -> Moment:
-        stage, asked = self.layout.plan[moment.stage], self.evaluation
+        asked = self.evaluation
         assert asked is not None
         dog.alive(f"evaluation after step {moment.done}")
-        measure = compile_evaluation(stage.learner.predict, asked.measure, asked.batch_size, self.layout.seeds)
-        values = {name: np.asarray(value) for name, value in measure(moment.state, self.eval_data).items()}
-        self.log.write(stage=stage.name, step=moment.done, evaluation=values)
+        measured = self._measure(moment.stage)(moment.state, self.eval_data)
+        values = {name: np.asarray(value) for name, value in measured.items()}
+        self.log.write(stage=self.layout.plan[moment.stage].name, step=moment.done, evaluation=values)
         moment = moment._replace(history=history.add_evaluation(moment.history, moment.done, values))
         if asked.best is None:
             return moment

@@ -4,7 +4,7 @@ pieces."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jaxkit.learner import Data, HostSource, Plan, State
 from jaxkit.training import program
 from jaxkit.training.keys import Streams, is_key, seed_keys, streams
 from jaxkit.training.program import Carry, Place
-from jaxkit.training.sharding import Rules, batch_sharding, state_shardings
+from jaxkit.training.sharding import DEFAULT, Rules, batch_sharding, state_shardings
 
 PyTree = Any
 
@@ -27,11 +27,25 @@ def _wrap_keys(impl: Any, sharding: Any) -> Callable:
     return jax.jit(functools.partial(jax.random.wrap_key_data, impl=impl), out_shardings=sharding)
 
 
+def _like(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
 class Layout:
     """The plan, compiled stage by stage when asked."""
 
-    def __init__(self, plan: Plan, data: Data, key: jax.Array, mesh: Mesh | None, rules: Rules, seeds: int | None):
+    def __init__(
+        self,
+        plan: Plan,
+        data: Data,
+        key: jax.Array,
+        mesh: Mesh | None = None,
+        rules: Rules = DEFAULT,
+        seeds: int | None = None,
+        tag: str = "",
+    ):
         self.plan, self.key, self.mesh, self.rules, self.seeds = plan, key, mesh, rules, seeds
+        self.tag = tag  # what else makes the run this one; compared on resume
         self.whole = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, P())
         self.data = self.put(data)
 
@@ -53,17 +67,34 @@ class Layout:
             return self.put(streams(self.key, number))
         return self.put(jax.vmap(functools.partial(streams, stage=number))(seed_keys(self.key, self.seeds)))
 
-    def _example(self, number: int) -> PyTree:
-        """A batch for a first stage that is fed by a HostSource and has no begin; None elsewhere."""
-        stage = self.plan[number]
-        if number or not isinstance(stage.source, HostSource) or stage.begin is not None:
-            return None
-        return next(iter(stage.source.open(self.data, self.keys(number).source, 0)))
+    def open(self, number: int, step: int) -> Generator[PyTree]:
+        """The batches of a stage's HostSource from a step on; closing it closes the source's own iterator."""
+        source = self.plan[number].source
+        assert isinstance(source, HostSource)
+        batches = iter(source.open(self.data, self.keys(number).source, step))
+        try:
+            yield from batches
+        finally:
+            if hasattr(batches, "close"):
+                batches.close()
 
     @functools.cached_property
-    def shapes(self) -> list[Carry]:
-        """The carry of each stage after its begin, as ShapeDtypeStructs, from the chain of begins."""
-        chain, state = [], None
+    def _first_batch(self) -> PyTree:
+        """A batch for a first stage that is fed by a HostSource and has no begin; None elsewhere."""
+        stage = self.plan[0]
+        if not isinstance(stage.source, HostSource) or stage.begin is not None:
+            return None
+        batches = self.open(0, 0)
+        batch = next(batches)
+        batches.close()
+        return batch
+
+    def _example(self, number: int) -> PyTree:
+        return None if number else self._first_batch
+
+    @functools.cached_property
+    def _chain(self) -> tuple[list[Carry], list[State]]:
+        chain, ends, state = [], [], None
         for number, stage in enumerate(self.plan):
             begin = program.compile_begin(stage.begin, stage.learner, stage.source, self.seeds)
             state = jax.eval_shape(begin, state, self.data, self.keys(number), self._example(number))
@@ -72,15 +103,31 @@ class Layout:
                 init = program.compile_source_init(stage.source, self.seeds)
                 source_state = jax.eval_shape(init, self.data, self.keys(number))
             chain.append(Carry(state, source_state))
-        return chain
+            if stage.end is not None:
+                state = jax.eval_shape(program.compile_end(stage.end, self.seeds), state, self.data, self.keys(number))
+            ends.append(state)
+        return chain, ends
+
+    @property
+    def shapes(self) -> list[Carry]:
+        """The carry of each stage after its begin, as ShapeDtypeStructs, from the chain of begins and ends."""
+        return self._chain[0]
+
+    @property
+    def ends(self) -> list[State]:
+        """The state of each stage after its end, as ShapeDtypeStructs."""
+        return self._chain[1]
+
+    def _shard(self, shapes: State) -> PyTree:
+        """The sharding of each leaf of a state."""
+        if self.mesh is None:
+            return jax.tree.map(lambda leaf: self.whole, shapes)
+        return state_shardings(shapes, self.mesh, self.rules, lead=int(self.seeds is not None))
 
     def shardings(self, number: int) -> Carry:
         """The sharding of each leaf of the carry of a stage; what a source carries is whole on every device."""
-        shapes = self.shapes[number]
-        if self.mesh is None:
-            return jax.tree.map(lambda leaf: self.whole, shapes)
-        state = state_shardings(shapes.state, self.mesh, self.rules, lead=int(self.seeds is not None))
-        return Carry(state, jax.tree.map(lambda leaf: self.whole, shapes.source_state))
+        state, source_state = self.shapes[number]
+        return Carry(self._shard(state), jax.tree.map(lambda leaf: self.whole, source_state))
 
     def _place(self, number: int) -> tuple[Place | None, Place | None, Place | None]:
         """The places of the carry, the state and the source's state."""
@@ -90,9 +137,12 @@ class Layout:
         return Place.of(shardings), Place.of(shardings.state), Place.of(shardings.source_state)
 
     def templates(self, number: int) -> Carry:
-        """The carry of a stage as a checkpoint's reader wants it: shapes with their shardings."""
-        like = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        return jax.tree.map(like, self.shapes[number], self.shardings(number))
+        """The carry inside a stage as a checkpoint's reader wants it: shapes with their shardings."""
+        return jax.tree.map(_like, self.shapes[number], self.shardings(number))
+
+    def end_template(self, number: int) -> State:
+        """The state after a stage's end, likewise."""
+        return jax.tree.map(_like, self.ends[number], self._shard(self.ends[number]))
 
     def begin(self, number: int, before: State | None) -> Carry:
         """The carry at the start of a stage, made where it will live."""
@@ -115,16 +165,27 @@ class Layout:
         stage = self.plan[number]
         if stage.end is None:
             return state
-        return program.compile_end(stage.end, self.seeds, self._place(number)[1])(state, self.data, self.keys(number))
+        place = None if self.mesh is None else Place.of(self._shard(self.ends[number]))
+        return program.compile_end(stage.end, self.seeds, place)(state, self.data, self.keys(number))
 
-    def check_batch(self, number: int) -> None:
-        """UsageError, before anything compiles, when a batch of the stage does not divide over the mesh."""
+    @functools.cached_property
+    def batches(self) -> list[PyTree]:
+        """The shapes of a batch of each stage; None for a HostSource.
+
+        Raises:
+          UsageError: before anything compiles, when a batch does not divide over the mesh.
+        """
+        return [self._batch(number) for number in range(len(self.plan))]
+
+    def _batch(self, number: int) -> PyTree:
         source = self.plan[number].source
-        if self.mesh is None or isinstance(source, HostSource):
-            return
+        if isinstance(source, HostSource):
+            return None
         alone = Layout(self.plan, self.data, self.key, None, self.rules, None) if self.seeds is not None else self
         carry, step = alone.shapes[number], jnp.zeros((), jnp.int32)
         batch = jax.eval_shape(
             source.next, self.data, carry.source_state, carry.state, step, alone.keys(number).source
         )[1]
-        batch_sharding(batch, self.mesh, source.axis)
+        if self.mesh is not None:
+            batch_sharding(batch, self.mesh, source.axis)
+        return batch

@@ -11,10 +11,11 @@ import numpy as np
 from jaxkit import check
 from jaxkit.learner import State
 from jaxkit.training import history
-from jaxkit.training.checkpoints import Checkpoint, Checkpoints
+from jaxkit.training.checkpoints import Checkpoint, Checkpoints, signature
 from jaxkit.training.history import History
 from jaxkit.training.keys import is_key
 from jaxkit.training.layout import Layout
+from jaxkit.training.program import Carry
 
 PyTree = Any
 
@@ -61,31 +62,47 @@ def beginning() -> Moment:
 
 def _copy(state: State) -> State:
     """A state that survives the donation of the next dispatch."""
-    return jax.tree.map(lambda leaf: leaf if is_key(leaf) else jnp.copy(leaf), state)
+
+    def one(leaf: jax.Array) -> jax.Array:
+        if not is_key(leaf):
+            return jnp.copy(leaf)
+        return jax.random.wrap_key_data(jnp.copy(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+
+    return jax.tree.map(one, state)
+
+
+@jax.jit
+def _pick(better: jax.Array, new: State, old: State) -> State:
+    """Seed by seed, the new state where it is better."""
+    mask = lambda leaf: better.reshape(better.shape + (1,) * (leaf.ndim - better.ndim))
+    return jax.tree.map(lambda new, old: jnp.where(mask(new), new, old), new, old)
 
 
 def keep_best(moment: Moment, values: np.ndarray, higher: bool) -> Moment:
-    """The moment with the better of its best state and its present one, seed by seed; a new stage starts anew, for
-    shapes may differ."""
+    """The moment with the better of its best state and its present one, seed by seed.
+
+    A new stage starts anew, and so does a state of other shapes after a stage's end. NaN is worse than any number.
+    """
     state, best = moment.state, moment.best
     values, done = np.asarray(values, np.float32), np.full(values.shape, moment.done, np.int32)
     better = np.ones(values.shape, bool)
-    if best is not None and moment.best_stage == moment.stage:
+    if best is not None and moment.best_stage == moment.stage and signature(best.state) == signature(state):
         better = values > best.value if higher else values < best.value
+        better |= np.isnan(best.value) & ~np.isnan(values)
     if better.all() or best is None:
         return moment._replace(best=Best(values, done, _copy(state)), best_stage=moment.stage)
     if not better.any():
         return moment
-    pick = lambda new, old: jnp.where(
-        jnp.asarray(better).reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old
-    )
-    merged = jax.tree.map(pick, state, best.state)
+    merged = _pick(better, state, best.state)
     return moment._replace(best=Best(np.where(better, values, best.value), np.where(better, done, best.step), merged))
 
 
 def fingerprint(layout: Layout, counts: list[int]) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run."""
+    batches = [signature(batch) for batch in layout.batches]
     return {
+        "tag": layout.tag,
+        "batches": batches,
         "stages": [[stage.name, count] for stage, count in zip(layout.plan, counts, strict=True)],
         "seeds": layout.seeds,
         "key": np.asarray(jax.random.key_data(layout.key)).tolist(),
@@ -137,10 +154,12 @@ def restore(checkpoints: Checkpoints, layout: Layout, counts: list[int], step: i
         if record["machine"][name] != now
     ]
     stage, begun, has_best = record["stage"], record["begun"], record["best_value"] is not None
-    inside = layout.templates(stage if begun else stage - 1)
-    templates = {"state": inside.state, "source": inside.source_state if begun else ()}
+    inside = layout.templates(stage) if begun else Carry(layout.end_template(stage - 1), ())
+    templates = {"state": inside.state, "source": inside.source_state}
     if has_best:
-        templates["best"] = layout.templates(record["best_stage"]).state
+        kinds = layout.templates(record["best_stage"]).state, layout.end_template(record["best_stage"])
+        matching = [kind for kind in kinds if signature(kind) == record["leaves"]["best"]]
+        templates["best"] = (matching or kinds)[0]
     saved = checkpoints.restore(step, templates)
     best = None
     if has_best:

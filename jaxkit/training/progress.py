@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,9 @@ class RunLog:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _lines(path) if line["step"] <= step] if step else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        beside = path.with_suffix(".part")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        beside.replace(path)
         self._file = path.open("a")
 
     def write(self, **values: Any) -> None:
@@ -111,12 +113,3 @@ def trace(folder: Path | None) -> Iterator[None]:
 def mean_of(metrics: dict[str, np.ndarray]) -> dict[str, float]:
     """The mean of each series, over steps and seeds."""
     return {name: float(np.mean(values)) for name, values in metrics.items()}
-
-
-def share_out(steps: int, shares: Sequence[float]) -> list[int]:
-    """``steps`` split in proportion to ``shares``, exactly summing to it (largest remainders get what is left)."""
-    exact = np.asarray(shares, float) / np.sum(shares) * steps
-    counts = np.floor(exact).astype(int)
-    for number in np.argsort(counts - exact, kind="stable")[: steps - counts.sum()]:
-        counts[number] += 1
-    return counts.tolist()

@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from jaxkit import check
+
 PATIENCE_S = 300.0
 EXIT_CODE = 124
 
@@ -36,7 +38,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         limits = [limit for limit in (self.patience_s, self.abort_s) if limit]
-        while not self._done.wait(min(5.0, *(limit / 4 for limit in limits))):
+        while not self._done.wait(min([5.0, *(limit / 4 for limit in limits)])):
             waited = time.monotonic() - self._since
             if waited > max(self.patience_s, 2 * self._said):
                 self._said = waited
@@ -63,12 +65,20 @@ class Watchdog:
         self._thread.join()
 
 
+def _seconds(variable: str) -> float | None:
+    """A limit from the environment; None where it is not set."""
+    text = os.environ.get(variable)
+    try:
+        return None if not text else float(check.positive(variable, float(text)))
+    except ValueError:
+        raise check.UsageError(f"{variable} must be a number of seconds above 0, got {text!r}") from None
+
+
 @contextmanager
 def watchdog(patience_s: float | None = None) -> Iterator[Watchdog]:
     """A watchdog for the block; ``JAXKIT_HANG_PATIENCE_S`` and ``JAXKIT_HANG_ABORT_S`` set its limits from outside."""
-    abort = os.environ.get("JAXKIT_HANG_ABORT_S")
-    patience = patience_s or float(os.environ.get("JAXKIT_HANG_PATIENCE_S", PATIENCE_S))
-    dog = Watchdog(patience, float(abort) if abort else None).start()
+    patience = patience_s or _seconds("JAXKIT_HANG_PATIENCE_S") or PATIENCE_S
+    dog = Watchdog(patience, _seconds("JAXKIT_HANG_ABORT_S")).start()
     try:
         yield dog
     finally:

@@ -128,6 +128,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         ({"resume": True, "key": 8}, "its key is"),
         ({"resume": True, "steps": 61}, "its stages is"),
         ({"resume": True, "seeds": 2}, "its seeds is None"),
+        ({"resume": True, "tag": "lr 0.1"}, "its tag is"),
+        ({"resume": True, "plan": tuple(s._replace(source=sources.epochs(16)) for s in PLAN)}, "its batches is"),
     ]:
         with pytest.raises(UsageError, match=message):
             fit(workdir=tmp_path, **wrong)
@@ -137,6 +139,22 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     )
     with pytest.raises(UsageError, match=r"state/.*head.* is \[.*8.*\] in the checkpoint and \[.*6.*\] in this plan"):
         fit(narrower, workdir=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("on_mesh", [False, True])
+@pytest.mark.parametrize("step", [22, 30, 40])
+def test_an_end_that_changes_shapes_resumes_too(step, on_mesh, tmp_path):
+    herd = lambda state, data, key: state._replace(extra=data["x"][:6])
+    first = learner.Stage("first", toy.classifier(), sources.epochs(32), end=herd)
+    second = learner.Stage("second", first.learner, sources.epochs(32))
+    mesh = training.make_mesh(data=4, fsdp=2) if on_mesh else None
+    settings = {"mesh": mesh, "rules": ((".*", training.fsdp(0.0)),), "eval": EVALUATION}
+    whole = fit((first, second), **settings)
+    assert whole.state.extra.shape == (6, 16)
+    saving = {"workdir": tmp_path, "checkpoint_every_s": 0.0, "steps_per_dispatch": 10}
+    with pytest.raises(Interrupt):
+        fit((first, second), callbacks=[at(step, stop)], **settings, **saving)
+    assert toy.same(fit((first, second), resume=True, **settings, **saving), whole)
 
 
 def test_every_kind_of_leaf_comes_back(tmp_path):

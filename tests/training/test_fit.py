@@ -75,18 +75,17 @@ def test_stages_that_share_a_learner_share_a_program():
     assert program.compile_steps.cache_info().misses == before + 1
 
 
-def test_data_is_an_argument_of_the_program():
+def test_data_is_an_argument_of_the_program_and_costs_no_memory_in_it():
     method = toy.classifier()
-    layout = lambda rows: training.layout.Layout(
-        (learner.Stage("train", method, SOURCE),), toy.make_data(rows), jax.random.key(0), None, training.DEFAULT, None
-    )
 
-    def text(rows):
-        made = layout(rows)
-        keys, carry = made.keys(0), made.shapes[0]
-        return len(made.steps(0).lower(carry, made.data, keys, np.int32(0), np.int32(1)).as_text())
+    def program_of(rows):
+        made = training.layout.Layout((learner.Stage("train", method, SOURCE),), toy.make_data(rows), jax.random.key(0))
+        lowered = made.steps(0).lower(made.shapes[0], made.data, made.keys(0), np.int32(0), np.int32(1))
+        return len(lowered.as_text()), lowered.compile().memory_analysis().temp_size_in_bytes
 
-    assert text(262144) < 1.02 * text(65536)  # the shapes are written with more digits, nothing else
+    (small_text, small_bytes), (large_text, large_bytes) = program_of(65536), program_of(262144)
+    assert large_text < 1.02 * small_text  # the shapes are written with more digits, nothing else
+    assert large_bytes - small_bytes < 65536  # not one byte a row more
 
 
 def test_seeds_equal_single_runs():
@@ -114,6 +113,42 @@ def test_best_is_the_best_and_survives_donation():
     assert least.best.value == least.history.evals["score"].min()
 
 
+def test_best_of_a_state_that_holds_a_key():
+    def with_key(state, batch, key):
+        inner, metrics = LEARNER.update(state["inner"], batch, key)
+        return {"inner": inner, "key": jax.random.fold_in(state["key"], 0)}, metrics
+
+    init = lambda key, batch: {"inner": LEARNER.init(key, batch), "key": key}
+    method = learner.Learner(init, with_key, lambda state, batch: LEARNER.predict(state["inner"], batch))
+    falling = training.Evaluation(DATA, lambda o, d: {"s": -jnp.abs(o["logits"]).mean()}, every=10, best="s")
+    for seeds in (None, 2):
+        best = fit(method, eval=falling, seeds=seeds).best
+        assert (best.step == 10).all() and np.asarray(jax.random.key_data(best.state["key"])).shape[-1] == 2
+
+
+def test_a_first_evaluation_of_nan_is_not_the_best():
+    late = lambda outputs, data: {"score": jnp.where(jnp.abs(outputs["logits"]).mean() < 1.5, jnp.nan, 1.0)}
+    result = fit(eval=training.Evaluation(DATA, late, every=4, best="score"), steps=80)
+    assert np.isnan(result.history.evals["score"][0]) and result.best.value == 1.0
+
+
+def test_a_wrong_evaluation_is_told_before_the_first_step():
+    seen = []
+    with pytest.raises(UsageError, match="did you mean 'accuracy'"):
+        fit(eval=training.Evaluation(DATA, toy.measure, best="acuracy"), callbacks=[seen.append])
+    assert not seen
+
+
+def test_a_stage_of_exactly_so_many_steps():
+    stage = lambda name, **settings: learner.Stage(name, LEARNER, SOURCE, **settings)
+    plan = (stage("closed form", steps=1), stage("a", share=0.25), stage("b", share=0.75))
+    np.testing.assert_array_equal(np.bincount(fit(plan, steps=41).history.stage), [1, 10, 30])
+    with pytest.raises(UsageError, match="'closed form' 1 are fixed"):
+        fit(plan, steps=2)
+    with pytest.raises(UsageError, match="steps=5 cannot be split over 1 stages of which 'closed form' 1 are fixed"):
+        fit(plan[:1], steps=5)
+
+
 def test_plan_changes_shapes_only_in_begin():
     result = training.fit(toy.plan(), DATA, key=0, steps=40, progress=False)
     assert result.state.params["head"]["w"].shape == (32, 8)
@@ -122,7 +157,7 @@ def test_plan_changes_shapes_only_in_begin():
 
 def test_shares_sum_to_the_steps():
     for steps in (3, 10, 101):
-        counts = training.progress.share_out(steps, [0.7, 0.2, 0.1])
+        counts = training.schedule.share_out(steps, [0.7, 0.2, 0.1])
         assert sum(counts) == steps and max(abs(np.array(counts) - steps * np.array([0.7, 0.2, 0.1]))) < 1
 
 
@@ -142,11 +177,17 @@ def test_predict_all_cuts_off_its_padding():
 
 
 def test_host_source_is_read_from_the_step_it_resumes_at(tmp_path):
+    opened, closed = [], []
+
     def batches(data, key, step):
-        while True:
-            rows = np.random.default_rng(step).integers(0, 256, 32)
-            yield {"x": np.asarray(data["x"])[rows], "y": np.asarray(data["y"])[rows]}
-            step += 1
+        opened.append(step)
+        try:
+            while True:
+                rows = np.random.default_rng(step).integers(0, 256, 32)
+                yield {"x": np.asarray(data["x"])[rows], "y": np.asarray(data["y"])[rows]}
+                step += 1
+        finally:
+            closed.append(step)
 
     source = learner.HostSource(batches)
     whole = fit(source=source)
@@ -158,11 +199,14 @@ def test_host_source_is_read_from_the_step_it_resumes_at(tmp_path):
     with pytest.raises(InterruptedError):
         fit(source=source, workdir=tmp_path, checkpoint_every_s=0.0, steps_per_dispatch=3, callbacks=[interrupt])
     assert toy.same(fit(source=source, workdir=tmp_path, resume=True), whole)
+    assert opened[:2] == [0, 0] and opened[-1] == 18  # an example, the whole run; the checkpoint before the last steps
+    assert len(closed) == len(opened)
 
 
-def test_profile_writes_a_trace(tmp_path):
-    fit(profile=tmp_path, steps=30)
-    assert list(tmp_path.rglob("*.xplane.pb"))
+def test_profile_traces_twenty_steps_after_the_compilation(tmp_path):
+    ends = []
+    fit(profile=tmp_path, steps=60, callbacks=[lambda event: ends.append(event.step)])
+    assert list(tmp_path.rglob("*.xplane.pb")) and ends[:2] == [1, 21]
 
 
 def test_metrics_are_written_line_by_line(tmp_path):
@@ -177,7 +221,7 @@ BAD = [
     ({"data": {"x": DATA["x"][:0], "y": DATA["y"][:0]}}, "has no rows"),
     ({"steps": 0}, "steps must be at least 1"),
     ({"method": ()}, "a Learner or a non-empty tuple"),
-    ({"method": toy.plan(), "steps": 1}, "gets none of the 1 steps"),
+    ({"method": toy.plan(), "steps": 1}, "steps=1 cannot be split over 2 stages"),
     ({"key": jax.random.PRNGKey(0)}, "jax.random.key"),
     ({"resume": True}, "needs a workdir"),
     ({"seeds": 2, "source": learner.HostSource(lambda data, key, step: iter(()))}, "not a HostSource"),

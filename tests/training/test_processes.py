@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxkit.check import UsageError
+from jaxkit.training.watchdog import watchdog
 from tests.training import toy
 
 HERE = Path(__file__).parent
@@ -73,6 +75,13 @@ def test_two_processes_equal_one(tmp_path):
     assert toy.same(first, second)
     for a, b in zip(first, one, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("limit", ["0", "soon", "-1"])
+def test_a_limit_of_the_watchdog_that_is_none(limit, monkeypatch):
+    monkeypatch.setenv("JAXKIT_HANG_PATIENCE_S", limit)
+    with pytest.raises(UsageError, match="JAXKIT_HANG_PATIENCE_S must be"), watchdog():
+        pass
 
 
 def test_a_hang_is_told_and_can_be_ended():
