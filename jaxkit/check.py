@@ -27,6 +27,8 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     if not _concrete(value):
         return value
     try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
         given = float(value)
     except (TypeError, ValueError):
         raise UsageError(f"{name} must be a number, got {value!r}") from None

@@ -84,12 +84,15 @@ class Source(NamedTuple):
       example: ``(data, source_state, key) -> batch`` with the shapes that ``next`` will give, for sources whose
         ``next`` reads ``state``.
       axis: the axis of a batch that is split over devices (1 where batches are ``[E, B, ...]``).
+      validate: ``data -> None``; raises UsageError for concrete data that the source cannot draw from. ``fit`` calls it
+        before anything is compiled.
     """
 
     init: Callable[[Data, Key], PyTree]
     next: Callable[..., tuple[PyTree, Batch]]
     example: Callable[[Data, PyTree, Key], Batch] | None = None
     axis: int = 0
+    validate: Callable[[Data], None] | None = None
 
 
 class HostSource(NamedTuple):

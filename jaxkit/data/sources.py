@@ -175,7 +175,14 @@ def class_balanced(batch_size: int, num_classes: int) -> Source:
         within = jax.random.randint(row_key, (batch_size,), 0, jnp.maximum(source_state["counts"][label], 1))
         return source_state, take(data, source_state["order"][source_state["starts"][label] + within])
 
-    return Source(init, next_)
+    def validate(data: Data) -> None:
+        labels = np.asarray(_column(data, "y", "class_balanced"))
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise check.UsageError(
+                f"class_balanced: data['y'] must lie in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}"
+            )
+
+    return Source(init, next_, validate=validate)
 
 
 def by_environment(batch_size_per_env: int, num_envs: int) -> Source:
@@ -208,7 +215,24 @@ def by_environment(batch_size_per_env: int, num_envs: int) -> Source:
         place = jax.vmap(one)(envs, source_state["counts"], source_state["starts"])
         return source_state, take(data, source_state["order"][place])
 
-    return Source(init, next_, axis=1)
+    def validate(data: Data) -> None:
+        envs = np.asarray(_column(data, "env", "by_environment"))
+        absent = sorted(set(range(num_envs)) - set(envs.tolist()))
+        if envs.min() < 0 or envs.max() >= num_envs or absent:
+            raise check.UsageError(
+                f"by_environment: data['env'] must hold each of 0..{num_envs - 1}, it has {np.unique(envs).tolist()}"
+            )
+
+    return Source(init, next_, axis=1, validate=validate)
+
+
+def _cumulative(weights: Array) -> Array:
+    """Cumulative sums along the last axis that rise at positive weights only.
+
+    XLA's parallel sum of floats is neither flat where a weight is 0 nor monotone to the last bit.
+    """
+    sums = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
+    return jax.lax.cummax(sums, axis=weights.ndim - 1)
 
 
 def weighted(batch_size: int, weights: str | Callable[[Data], Shaped[Array, "rows"]]) -> Source:
@@ -227,19 +251,25 @@ def weighted(batch_size: int, weights: str | Callable[[Data], Shaped[Array, "row
     """
     batch_size = check.count("batch_size", batch_size)
 
+    def given_weights(data: Data) -> Array:
+        return weights(data) if callable(weights) else _column(data, weights, "weighted")
+
+    def validate(data: Data) -> None:
+        known = np.asarray(given_weights(data))
+        if not (np.isfinite(known).all() and (known >= 0).all() and known.sum() > 0):
+            raise check.UsageError("weighted needs finite weights of at least 0, not all of them 0")
+
     def init(data: Data, key: Key) -> PyTree:
-        given = weights(data) if callable(weights) else _column(data, weights, "weighted")
+        given = given_weights(data)
         if not isinstance(given, jax.core.Tracer):
-            known = np.asarray(given)
-            if not (np.isfinite(known).all() and (known >= 0).all() and known.sum() > 0):
-                raise check.UsageError("weighted needs finite weights of at least 0, not all of them 0")
+            validate(data)
         given = jnp.asarray(given, jnp.float32)
         if given.shape != (rows(data),):
             raise check.UsageError(f"weighted needs one weight per row, [{rows(data)}], got {list(given.shape)}")
         side = max(1, int(np.ceil(np.sqrt(given.size))))
         blocks = jnp.pad(given, (0, side * side - given.size)).reshape(side, side)
-        inner = jnp.cumsum(blocks, axis=1)
-        return {"inner": inner, "outer": jnp.cumsum(inner[:, -1])}
+        inner = _cumulative(blocks)
+        return {"inner": inner, "outer": _cumulative(inner[:, -1])}
 
     def next_(data: Data, source_state: PyTree, state: PyTree, step: Step, key: Key) -> tuple[PyTree, Batch]:
         inner, outer = source_state["inner"], source_state["outer"]
@@ -251,7 +281,7 @@ def weighted(batch_size: int, weights: str | Callable[[Data], Shaped[Array, "row
         kept = data if callable(weights) else {name: leaf for name, leaf in data.items() if name != weights}
         return source_state, take(kept, (block * inner.shape[1] + within).astype(jnp.int32))
 
-    return Source(init, next_)
+    return Source(init, next_, validate=validate)
 
 
 def pair(first: Source, second: Source) -> Source:
@@ -286,7 +316,12 @@ def pair(first: Source, second: Source) -> Source:
             *(example_of(s, data, part, k) for s, part, k in zip((first, second), source_state, keys, strict=True))
         )
 
-    return Source(init, next_, example if first.example or second.example else None, first.axis)
+    def validate(data: Data) -> None:
+        for source in (first, second):
+            if source.validate is not None:
+                source.validate(data)
+
+    return Source(init, next_, example if first.example or second.example else None, first.axis, validate)
 
 
 def views(source: Source, *transforms: Callable[[PyTree, Key], PyTree]) -> Source:
@@ -325,9 +360,12 @@ def views(source: Source, *transforms: Callable[[PyTree, Key], PyTree]) -> Sourc
         return source_state, augment(batch, jax.random.fold_in(augment_key, step))
 
     def example(data: Data, source_state: PyTree, key: Key) -> Batch:
-        return augment(example_of(source, data, source_state, key), key)
+        return augment(example_of(source, data, source_state, jax.random.split(key)[0]), key)
 
-    return Source(source.init, next_, example if source.example else None, source.axis)
+    def init(data: Data, key: Key) -> PyTree:
+        return source.init(data, jax.random.split(key)[0])  # the key that ``next`` gives it
+
+    return Source(init, next_, example if source.example else None, source.axis, source.validate)
 
 
 def for_layout(layout: str, batch_size: int, data: Data) -> Source:

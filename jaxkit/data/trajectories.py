@@ -108,14 +108,15 @@ def rollouts(
         return carry, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), steps)
 
     def init(data: Data, key: Key) -> PyTree:
-        return _strong(reset_all(jax.random.split(key, num_envs), params))
+        return _strong(reset_all(jax.random.split(jax.random.split(key)[0], num_envs), params))
 
     def next_(data: Data, source_state: PyTree, state: State, step: Any, key: Key) -> tuple[PyTree, Batch]:
         def policy(observation, key):
             actions, added = act(state, observation, key)
             return same_form("action", action, actions), same_form("extras", extras, added)
 
-        return run(source_state, policy, jax.random.fold_in(key, step))
+        # Under the key itself, step i would share its randomness with the first reset of environment i.
+        return run(source_state, policy, jax.random.fold_in(jax.random.split(key)[1], step))
 
     def example(data: Data, source_state: PyTree, key: Key) -> Batch:
         return run(source_state, lambda observation, key: (for_each(action), for_each(extras)), key)[1]

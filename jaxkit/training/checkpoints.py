@@ -92,7 +92,10 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._ocp, self.folder = ocp, folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise check.UsageError(f"cannot keep checkpoints in {self.folder}: {error.strerror or error}") from None
 
     def latest(self) -> int | None:
         """The number of steps done at the newest complete checkpoint."""

@@ -14,11 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxkit import check
-from jaxkit.data.checks import rows
-from jaxkit.data.sources import epochs
 from jaxkit.learner import Data, HostSource, Learner, Plan, Source, Stage, State
 from jaxkit.training import distributed, history, program
 from jaxkit.training import moment as moments
+from jaxkit.training.arguments import as_plan, check_arguments, check_rows
 from jaxkit.training.checkpoints import Checkpoints
 from jaxkit.training.evaluate import Evaluation, compile_evaluation
 from jaxkit.training.history import History
@@ -34,7 +33,6 @@ from jaxkit.training.signals import Stop, leave, stop_signals
 from jaxkit.training.watchdog import Watchdog, watchdog
 
 PyTree = Any
-BATCH_SIZE = 128
 DISPATCH_S = 1.0
 HOST_STEPS = 32  # batches of a HostSource sent at once
 PROFILED_STEPS = 20
@@ -119,9 +117,9 @@ def fit(
       SystemExit: code 143 after SIGTERM, with a checkpoint saved when there is a workdir.
       KeyboardInterrupt: after Ctrl-C, likewise.
     """
-    _check_data(data)
-    plan = _as_plan(learner_or_plan, source, data)
-    _check(plan, steps, seeds, eval, checkpoint_every_s, steps_per_dispatch)
+    check_rows(data)
+    plan = as_plan(learner_or_plan, source, data)
+    check_arguments(plan, data, steps, seeds, mesh, eval, callbacks, checkpoint_every_s, steps_per_dispatch)
     layout = Layout(plan, data, as_key(key), mesh, tuple(rules), seeds, tag)
     if mesh is not None:
         _ = layout.batches  # says at once where a batch does not divide over the mesh
@@ -134,61 +132,6 @@ def fit(
             return run.train(run.first(resume), stop, dog, display)
         finally:
             run.close()
-
-
-def _as_plan(learner_or_plan: Learner | Plan | Sequence[Stage], source: Source | HostSource | None, data: Data) -> Plan:
-    if isinstance(learner_or_plan, Learner):
-        source = epochs(min(BATCH_SIZE, rows(data))) if source is None else source
-        return (Stage("train", learner_or_plan, source),)
-    plan = tuple(learner_or_plan)
-    if not plan or not all(isinstance(stage, Stage) for stage in plan):
-        raise check.UsageError(
-            f"fit needs a Learner or a non-empty tuple of Stages, got {type(learner_or_plan).__name__}"
-        )
-    if source is not None:
-        raise check.UsageError("each Stage of a plan has its own source; source=... is for a single Learner")
-    return plan
-
-
-def _check(
-    plan: Plan, steps: int, seeds: int | None, evaluation: Evaluation | None, every_s: float, pace: int | None
-) -> None:
-    check.count("steps", steps)
-    check.number("checkpoint_every_s", every_s, 0.0)
-    if seeds is not None:
-        check.count("seeds", seeds)
-    if pace is not None:
-        check.count("steps_per_dispatch", pace)
-    if evaluation is not None:
-        _check_data(evaluation.data)
-        if evaluation.every is not None:
-            check.count("eval.every", evaluation.every)
-    for stage in plan:
-        if seeds is not None and isinstance(stage.source, HostSource):
-            raise check.UsageError(
-                f"stage {stage.name!r}: seeds={seeds} needs a source inside the step, not a HostSource"
-            )
-
-
-def _check_data(data: Data) -> None:
-    """What the shapes of data tell; a pytree under a name (a graph) may have leaves of several lengths."""
-    if not isinstance(data, dict) or "x" not in data:
-        raise check.UsageError(f"data must be a dict of arrays with 'x' (and 'y', ...), got {_kind(data)}")
-    columns = {}
-    for name, values in data.items():
-        for leaf in jax.tree.leaves(values):
-            if getattr(leaf, "ndim", 0) < 1:
-                raise check.UsageError(
-                    f"data[{name!r}] must be arrays whose first axis is rows, got {type(leaf).__name__}"
-                )
-            if leaf is values:
-                columns[name] = values
-    if columns and rows(columns) == 0:
-        raise check.UsageError("the data has no rows")
-
-
-def _kind(value: object) -> str:
-    return f"a dict with {sorted(value)}" if isinstance(value, dict) else type(value).__name__
 
 
 class _Run:
@@ -380,6 +323,10 @@ class _Run:
         )
         bad = [name for name, values in self.layout.data.items() if not bool(program.healthy({"params": values}))]
         data_text = "".join(f"; data[{name!r}] has NaN or infinity in it" for name in bad)
+        if moment.step == 0 and not bad:
+            data_text = (
+                "; at the first step, look for labels out of range, then for the scale of x and the learning rate"
+            )
         return NonFiniteError(f"{what} after {moment.step} steps of stage {stage.name!r}{rate_text}; {kept}{data_text}")
 
     def _leave(self, signal: int) -> None:

@@ -327,3 +327,29 @@ def test_for_layout_gives_the_shapes_that_a_method_asks_for():
         jd.for_layout("enviroment", 24, data)
     with pytest.raises(UsageError, match="needs data\\['env'\\]"):
         jd.for_layout("environments", 24, {"x": data["x"]})
+
+
+def test_a_weight_of_zero_is_never_drawn_among_a_million_rows():
+    weights = np.zeros(1_000_000, np.float32)
+    weights[::1000] = np.random.default_rng(0).random(1000, np.float32) + 0.1
+    data = {"x": weights, "w": weights}
+    source = jd.weighted(4096, "w")
+    state = jax.jit(source.init)(data, jax.random.key(0))
+    rises = np.diff(np.asarray(state["inner"]), axis=1) > 0
+    side = state["inner"].shape[1]
+    padded = np.pad(weights, (0, side * side - len(weights))).reshape(side, side)
+    assert not (rises & (padded[:, 1:] == 0)).any() and (np.diff(np.asarray(state["outer"])) >= 0).all()
+    drawn = jax.jit(jax.vmap(lambda step: source.next(data, state, None, step, jax.random.key(1))[1]["x"]))(
+        jnp.arange(64)
+    )
+    assert (np.asarray(drawn) > 0).all()
+
+
+def test_views_give_their_source_the_same_key_in_init_and_next():
+    seen = Source(
+        lambda data, key: jax.random.key_data(key),
+        lambda d, s, state, step, key: (s, {"x": s == jax.random.key_data(key)}),
+    )
+    source = jd.views(seen, lambda x, key: x)
+    key = jax.random.key(3)
+    assert source.next({}, source.init({}, key), None, 0, key)[1]["x"].all()

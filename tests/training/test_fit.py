@@ -1,5 +1,7 @@
 """The loop: one compilation, seeds, best states, callbacks, histories, and what a caller gets wrong."""
 
+import inspect
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -220,10 +222,20 @@ BAD = [
     ({"data": {"x": DATA["x"], "y": DATA["y"][:-1]}}, "one row per example"),
     ({"data": {"x": DATA["x"][:0], "y": DATA["y"][:0]}}, "has no rows"),
     ({"steps": 0}, "steps must be at least 1"),
-    ({"method": ()}, "a Learner or a non-empty tuple"),
-    ({"method": toy.plan(), "steps": 1}, "steps=1 cannot be split over 2 stages"),
+    ({"learner_or_plan": ()}, "a Learner or a non-empty tuple"),
+    ({"learner_or_plan": toy.plan(), "source": None, "steps": 1}, "steps=1 cannot be split over 2 stages"),
     ({"key": jax.random.PRNGKey(0)}, "jax.random.key"),
     ({"resume": True}, "needs a workdir"),
+    ({"workdir": __file__}, "cannot keep checkpoints in"),
+    ({"eval": {"x": DATA["x"]}}, "must be a training.Evaluation"),
+    ({"callbacks": print}, "callbacks must be"),
+    ({"mesh": "8"}, "training.make_mesh"),
+    ({"source": "epochs"}, "must be a Source such as"),
+    ({"data": {"x": np.array(["a", "b"])}}, "must be numeric"),
+    ({"data": {**DATA, "y": DATA["y"] + 9}}, "labels out of range"),
+    ({"source": sources.by_environment(4, 2), "data": {**DATA, "env": DATA["y"] * 0}}, "must hold each of 0..1"),
+    ({"source": sources.weighted(4, "w"), "data": {**DATA, "w": DATA["x"][:, 0] * 0}}, "not all of them 0"),
+    ({"source": sources.class_balanced(4, 3)}, "must lie in 0..2, got 0..3"),
     ({"seeds": 2, "source": learner.HostSource(lambda data, key, step: iter(()))}, "not a HostSource"),
     ({"eval": training.Evaluation(DATA, toy.measure, best="acuracy")}, "did you mean 'accuracy'"),
 ]
@@ -231,8 +243,10 @@ BAD = [
 
 @pytest.mark.parametrize(("wrong", "message"), BAD, ids=[message for _, message in BAD])
 def test_mistakes_are_one_clear_line(wrong, message):
-    with pytest.raises(UsageError, match=message) as caught:
-        fit(**{"steps": 2} | wrong)
+    settings = {"learner_or_plan": LEARNER, "data": DATA, "source": SOURCE, "key": 0, "steps": 2, "progress": False}
+    mistake = training.NonFiniteError if message == "labels out of range" else UsageError
+    with pytest.raises(mistake, match=message) as caught:
+        inspect.unwrap(training.fit)(**settings | wrong)
     assert "\n" not in str(caught.value)
 
 
