@@ -208,6 +208,26 @@ def merge_params(trained: Params, kept: Params) -> Params:
     return jax.tree.map(lambda a, b: b if a is None else a, trained, kept, is_leaf=lambda leaf: leaf is None)
 
 
+def clear_padding(batch: Batch) -> Batch:
+    """The batch with zeros in place of floats in rows that are not valid.
+
+    A NaN in a padding row would reach the gradient through 0 * NaN, however its loss is weighted. ``from_loss`` clears
+    its batches; an update written by hand does it itself.
+    """
+    if "valid" not in batch:
+        return batch
+    valid = batch["valid"]
+
+    def clear(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact) or leaf.shape[: valid.ndim] != valid.shape:
+            return leaf
+        return jnp.where(valid.reshape(valid.shape + (1,) * (leaf.ndim - valid.ndim)), leaf, 0)
+
+    second = {"second": clear_padding(batch["second"])} if "second" in batch else {}
+    rest = {name: leaf for name, leaf in batch.items() if name != "second"}
+    return {**jax.tree.map(clear, rest), **second}
+
+
 def from_loss(
     network: Network,
     loss: Loss,
@@ -249,6 +269,7 @@ def from_loss(
 
     def update(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, Metrics]:
         trained, kept = split_params(state.params, freeze)
+        batch = clear_padding(batch)
 
         def objective(trained, carried, batch, key):
             variables, extra = carried
@@ -296,23 +317,6 @@ def batch_mean(values: jax.Array, batch: Batch) -> jax.Array:
     return jnp.where(valid, values, 0.0).sum() / jnp.maximum(valid.sum(), 1)
 
 
-def clear_padding(batch: Batch) -> Batch:
-    """The batch with zeros in place of the floats of ``x`` in rows that are not valid.
-
-    A NaN in a padding row would reach the gradient through 0 * NaN, however its loss is weighted.
-    """
-    if "valid" not in batch:
-        return batch
-    valid = batch["valid"]
-
-    def clear(leaf: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return leaf
-        return jnp.where(valid.reshape(valid.shape + (1,) * (leaf.ndim - valid.ndim)), leaf, 0)
-
-    return {**batch, "x": jax.tree.map(clear, batch["x"])}
-
-
 def from_example_loss(
     network: Network,
     example_loss: Callable[[Outputs, Batch], jax.Array],
@@ -324,7 +328,6 @@ def from_example_loss(
     """``from_loss`` for the most frequent case: the batch mean of ``example_loss(outputs, batch) -> [batch]``."""
 
     def loss(params, state, batch, key):
-        batch = clear_padding(batch)
         outputs, variables = network.apply(
             params, state.variables, batch["x"], train=True, key=key, valid=batch.get("valid")
         )

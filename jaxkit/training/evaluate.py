@@ -35,11 +35,6 @@ class Evaluation(NamedTuple):
     batch_size: int | None = 1024
 
 
-def rows_of(data: Data) -> int:
-    """The number of rows of ``data``."""
-    return int(jax.tree.leaves(data["x"])[0].shape[0])
-
-
 def predict_all(predict: Callable, state: PyTree, x: PyTree, batch_size: int | None = 1024) -> Outputs:
     """``predict(state, batch)`` for all rows of ``x``, ``batch_size`` at a time; the padding of the last batch is cut
     off."""

@@ -245,7 +245,8 @@ def check_falls(subject: Subject) -> None:
 def with_padding(batch: Batch, axis: int, seed: int) -> Batch:
     """The batch with its last third of rows marked invalid and filled with garbage that ``seed`` names.
 
-    Floats become huge, whole numbers are mixed among the leaf's own (wrong labels, in range), booleans are drawn.
+    Floats become huge (NaN for odd seeds), whole numbers are mixed among the leaf's own (wrong labels, in range),
+    booleans are drawn.
     """
     random = np.random.default_rng(seed)
     lead = jax.tree.leaves(batch["x"])[0].shape[: axis + 1]
@@ -263,7 +264,7 @@ def with_padding(batch: Batch, axis: int, seed: int) -> Batch:
         elif np.issubdtype(known.dtype, np.integer):
             garbage = random.choice(known.reshape(-1), known.shape)
         else:
-            garbage = HUGE * random.normal(size=known.shape)
+            garbage = np.full(known.shape, np.nan) if seed % 2 else HUGE * random.normal(size=known.shape)
         mask = valid.reshape(lead + (1,) * (known.ndim - len(lead)))
         return jnp.asarray(np.where(mask, known, garbage), leaf.dtype)
 

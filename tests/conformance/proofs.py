@@ -105,7 +105,7 @@ def domain_adversarial(
         return Adversarial(params, variables, optimizer.init(params), opponent, adversary_optimizer.init(opponent))
 
     def update(state: Adversarial, batch: Batch, key: Key) -> tuple[Adversarial, Metrics]:
-        batch = rows_of(batch)
+        batch = learner.clear_padding(rows_of(batch))
 
         def learner_objective(params):
             label_loss, env_loss, variables = losses(params, state.variables, state.adversary, batch, key)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkit.data import epochs
-from jaxkit.learner import Learner, Stage
+from jaxkit.learner import Learner, Stage, clear_padding
 from tests.conformance import checks
 from tests.conformance.cases import CASES, Case, first_of_family, registered
 
@@ -30,7 +30,7 @@ def descent(rate=0.1, **defects):
         return jnp.where(valid, error, 0.0).sum() / valid.sum()
 
     def update(state, batch, key):
-        value, grad = jax.value_and_grad(loss)(state["w"], batch)
+        value, grad = jax.value_and_grad(loss)(state["w"], clear_padding(batch))
         after = {"w": state["w"] - rate * grad, "seen": state["seen"] + 1}
         return after, {"loss": value, "finite": jnp.isfinite(value).astype(jnp.float32)}
 

@@ -8,7 +8,16 @@ import optax
 import pytest
 
 from jaxkit.check import UsageError
-from jaxkit.learner import Gradient, LossState, Network, from_example_loss, from_loss, merge_params, split_params
+from jaxkit.learner import (
+    Gradient,
+    LossState,
+    Network,
+    clear_padding,
+    from_example_loss,
+    from_loss,
+    merge_params,
+    split_params,
+)
 from jaxkit.training import optimizer
 
 KEY = jax.random.key(0)
@@ -185,3 +194,12 @@ def test_a_learning_rate_can_be_swept_inside_one_program():
     for number, rate in enumerate((0.01, 0.05)):
         mapped = jax.tree.map(lambda leaf: leaf[number], together)
         chex.assert_trees_all_close(mapped, jax.jit(lambda: final(rate))(), rtol=1e-5, atol=1e-6)
+
+
+def test_nan_in_padding_reaches_nothing():
+    batch = {"x": jnp.ones((4, 3)), "y": jnp.arange(4) % 2, "valid": jnp.array([True, True, False, False])}
+    dirty = {**batch, "x": batch["x"].at[2:].set(jnp.nan), "second": {**batch, "x": batch["x"].at[3].set(jnp.inf)}}
+    cleared = clear_padding(dirty)
+    np.testing.assert_array_equal(cleared["x"], jnp.ones((4, 3)).at[2:].set(0))
+    np.testing.assert_array_equal(cleared["second"]["x"], cleared["x"])
+    assert clear_padding({"x": dirty["x"]})["x"] is dirty["x"]
