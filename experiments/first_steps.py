@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ METHODS = {
 }
 SETTINGS = ("digits", "mnist5k", "fashion_mnist")
 STEP_SECONDS = {"mlp": 0.0025, "convnet": 0.012, "sklearn_mlp": 0.0025}  # of 128 rows of 28x28
+LEAST_SEEDS = 3  # below it a t test says next to nothing
 SVM_ROWS = 12_000  # above it the kernel matrix makes an hour of a minute
 
 
@@ -347,7 +349,36 @@ def notes(config: Config, outcomes: Sequence[Outcome]) -> str:
         "Accuracy on the test rows after the last step (nothing is chosen by them), mean and 95 % interval over seeds. "
         "MLPClassifier is the same network, optimiser, batch size and number of epochs in scikit-learn; the kernel SVM "
         f"has no seed. Training and test rows: {'; '.join(sizes)}."
+        + "".join(f" {one}" for one in comparisons(outcomes))
     )
+
+
+def comparisons(outcomes: Sequence[Outcome]) -> list[str]:
+    """One sentence per setting: paired t tests of the accuracies of every pair of methods with the same seeds.
+
+    Compared are methods with the same options and at least three seeds; p is corrected by Holm over the sentence.
+    """
+    from jaxkit.evaluation import compare
+
+    families: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for one in outcomes:
+        if one.result is not None and len(one.result["accuracy"]) >= LEAST_SEEDS:
+            same = one.cell.setting, json.dumps(one.cell.options, sort_keys=True)
+            families.setdefault(same, {})[METHODS[one.cell.method].title] = one.result["accuracy"]
+    said = []
+    for (setting, _), values in families.items():
+        if len(values) < 2:
+            continue
+        pairs = []
+        for pair in compare(values):
+            a, b, low, high = pair.method, pair.against, pair.low, pair.high
+            if pair.difference < 0:
+                a, b, low, high = b, a, -high, -low
+            p = "p < 0.0001" if pair.p_holm < 0.0001 else f"p = {pair.p_holm:.4f}"
+            found = f"{a} above {b} by {abs(pair.difference):.4f}" if pair.difference else f"{a} equals {b}"
+            pairs.append(f"{found} ({low:z.4f} to {high:z.4f}), {p}")
+        said.append(f"{named_setting(setting, outcomes)}: {'; '.join(pairs)} (paired t, Holm).")
+    return said
 
 
 STUDY = Study(

@@ -28,9 +28,10 @@ def write(study: Any, config: Any, folder: Path, outcomes: Sequence[Any], show: 
     table.to_csv(rows, folder / "table.csv")
     wide = [views.pivot(rows, metric) for metric in dict.fromkeys(row.metric for row in rows)]
     markdown = "\n".join(views.to_markdown(grid) for grid in [*wide, rows])
-    write_atomic(folder / "table.md", f"# {study.title}\n\n{markdown}")
-    pictures = []
-    for name, (figure, caption) in study.figures(config, [one for one in outcomes if one.status == "done"]).items():
+    notes = study.notes(config, outcomes) if study.notes else ""
+    write_atomic(folder / "table.md", "\n\n".join(part for part in (f"# {study.title}", notes, markdown) if part))
+    pictures, done = [], [one for one in outcomes if one.status == "done"]
+    for name, (figure, caption) in (study.figures(config, done) if done else {}).items():
         drawing.save(figure, folder / "figures" / f"{name}.png")
         pictures.append({"file": f"figures/{name}.png", "caption": caption})
     record = run_folder.read_json(folder / "run.json")
@@ -39,7 +40,7 @@ def write(study: Any, config: Any, folder: Path, outcomes: Sequence[Any], show: 
         "title": study.title,
         "one_line": study.one_line,
         "preset": config.preset,
-        "notes": study.notes(config, outcomes) if study.notes else "",
+        "notes": notes,
         "wide": [views.to_html(grid) for grid in wide],
         "long": views.to_html(rows),
         "figures": pictures,

@@ -8,8 +8,8 @@ A study file ends with::
     if __name__ == "__main__":
         raise SystemExit(run(STUDY))
 
-Exit codes: 0 done, 1 an error in the program, 2 bad input, 3 stopped at a non-finite loss, 130 Ctrl-C, 143 SIGTERM.
-After the last three the run can be resumed, and the command that does it is printed.
+Exit codes: 0 done, 1 an error in the program, 2 bad input, 3 a cell diverged (the others are done and the table is
+written), 130 Ctrl-C, 143 SIGTERM. After the last three the run can be resumed, and the command that does it is printed.
 """
 
 from __future__ import annotations
@@ -161,16 +161,10 @@ def run(study: Study, argv: Sequence[str] | None = None) -> int:
         if stop.code != 143:
             raise
         return _stopped(study, argv, folder, "stopped", 143, "terminated")
-    except Exception as error:
-        from jaxkit.training import NonFiniteError
-
-        if not isinstance(error, NonFiniteError):
-            _ended(folder, "failed")
-            traceback.print_exc()
-            return 1
-        if debug:
-            traceback.print_exc()
-        return _stopped(study, argv, folder, "diverged", 3, " ".join(str(error).split()))
+    except Exception:
+        _ended(folder, "failed")
+        traceback.print_exc()
+        return 1
 
 
 def configure(study: Study, argv: Sequence[str]) -> Any:
@@ -256,23 +250,36 @@ def _run(study: Study, argv: list[str], started: list[Path]) -> int:
         if warning:
             print(warning, file=sys.stderr)
         todo = _plan(study, config, folder, grid)
+        reasons: dict[str, str] = {}
+        diverged = 0
         for number, cell in enumerate(todo, 1):
-            _one(study, config, folder, cell, f"[{number}/{len(todo)}]")
+            diverged += _one(study, config, folder, cell, f"[{number}/{len(todo)}]", reasons) == "diverged"
         outcomes = read_outcomes(study.name, folder, grid)
         lost = [outcome for outcome in outcomes if outcome.status == "missing"]
-        if len(lost) == len(outcomes):
+        if len(lost) == len(outcomes) and not diverged:
             raise check.UsageError(f"no cell could run: {lost[0].reason}")
         from experiments import report  # matplotlib and jinja2 only now
 
-        run_folder.finish(folder, "finished", seconds=round(time.perf_counter() - begin, 1))
+        state = "diverged" if diverged else "finished"
+        run_folder.finish(folder, state, seconds=round(time.perf_counter() - begin, 1))
         report.write(study, config, folder, outcomes)
+        if diverged:
+            reason, label = next((why, who) for why, who in reasons.items() if why.startswith("diverged: "))
+            why = f"{diverged} of {len(grid)} cells diverged; {label} {reason}"
+            return _stopped(study, argv, started, state, 3, why)
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0
 
 
-def _one(study: Study, config: Any, folder: Path, cell: Cell, number: str) -> None:
-    """Run one cell and save what became of it."""
+def _one(study: Study, config: Any, folder: Path, cell: Cell, number: str, reasons: dict[str, str]) -> str:
+    """Run one cell, save what became of it, and return that: done, missing or diverged.
+
+    A cell that diverged is a missing one whose checkpoints are kept. ``reasons`` has the label of the first cell that
+    each reason was printed for, because one data set that is not there is missing for many cells.
+    """
+    from jaxkit.training import NonFiniteError
+
     name = run_folder.cell_id(study.name, cell)
     record, workdir = folder / "cells" / f"{name}.json", folder / "cells" / name
     if not config.resume:
@@ -286,11 +293,15 @@ def _one(study: Study, config: Any, folder: Path, cell: Cell, number: str) -> No
     begin = time.perf_counter()
     try:
         result = study.run_cell(cell, config, context)
-    except Skip as skip:
-        reason = " ".join(str(skip).split())
+    except (Skip, NonFiniteError) as error:
+        diverged = isinstance(error, NonFiniteError)
+        if diverged and config.debug:
+            traceback.print_exc()
+        reason = "diverged: " * diverged + " ".join(str(error).split())
         run_folder.write_json(record, {"cell": cell._asdict(), "status": "missing", "reason": reason})
-        print(f"{number} {label}: missing, {reason}", flush=True)
-        return
+        first = reasons.setdefault(reason, label)
+        print(f"{number} {label}: missing, {reason if first == label else f'as above for {first}'}", flush=True)
+        return "diverged" if diverged else "missing"
     seconds = round(time.perf_counter() - begin, 2)
     for line in run_folder.read_lines(workdir / "metrics.jsonl"):  # what fit logged
         log(line)
@@ -298,6 +309,7 @@ def _one(study: Study, config: Any, folder: Path, cell: Cell, number: str) -> No
     shutil.rmtree(workdir, ignore_errors=True)
     log({"event": "done", "seconds": seconds, "headline": result.get("headline", "")})
     print(f"{number} {label}: {result.get('headline', 'done')}  ({seconds:.1f} s)", flush=True)
+    return "done"
 
 
 def _plan(study: Study, config: Any, folder: Path, grid: list[Cell]) -> list[Cell]:

@@ -22,16 +22,21 @@ def _concrete(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
+def _float(name: str, value: Any) -> float:
+    """A concrete number as a float; text is none."""
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} must be a number, got {value!r}") from None
+
+
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> Any:
     """Return ``value`` if ``low <= value <= high`` (``low < value`` with ``open_low``); raise UsageError otherwise."""
     if not _concrete(value):
         return value
-    try:
-        if isinstance(value, (str, bytes)):
-            raise TypeError
-        given = float(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{name} must be a number, got {value!r}") from None
+    given = _float(name, value)
     inside = (low < given if open_low else low <= given) and given <= high
     if not inside:  # a NaN is never inside
         bracket = "(" if open_low else "["
@@ -41,8 +46,7 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
 
 def positive(name: str, value: Any) -> Any:
     """Return ``value`` if it is a finite number above zero; raise UsageError otherwise."""
-    number(name, value, 0.0, open_low=True)
-    if _concrete(value) and not math.isfinite(float(value)):
+    if _concrete(value) and not 0 < _float(name, value) < math.inf:
         raise UsageError(f"{name} must be a finite number above 0, got {value!r}")
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import inspect
 import io
@@ -167,7 +168,8 @@ def train(
       learning_rate: for an optimizer given by name.
       every: steps between measurements on the test rows; default 20 measurements.
       workdir: where checkpoints go; None keeps none.
-      resume: go on from the newest checkpoint in workdir.
+      resume: go on from the newest checkpoint in workdir; refused if it is of another method, network by name,
+        optimizer, learning rate or setting.
       progress: show a display.
       settings: the method's own. Numbers of classes and environments, and class counts, are read from the data where a
         method asks for them.
@@ -193,12 +195,18 @@ def train(
     net = network if isinstance(network, Network) else networks.make(network, num_classes=outputs)
     is_optax = isinstance(optimizer, optax.GradientTransformation)
     descent = optimizer if is_optax else training.optimizer(optimizer, learning_rate)
-    made = found.make(net, descent, **_settings(name, found.make, settings, arrays, task))
+    chosen = _settings(name, found.make, settings, arrays, task)
+    made = found.make(net, descent, **chosen)
     source = for_layout(found.layout, batch_size, arrays) if isinstance(made, Learner) else None
     measure = evaluation.regression if regression else evaluation.classification
     every = max(1, steps // 20) if every is None else check.count("every", every)
     watch = training.Evaluation(held_out, measure, every)
-    how = {"seeds": seeds, "workdir": workdir, "resume": resume, "progress": progress}
+    net_text = check.choose("network", network, networks.NETWORKS) if isinstance(network, str) else "own network"
+    descent_text = "own optimizer"
+    if not is_optax:
+        descent_text = f"{check.choose('optimizer', optimizer, training.OPTIMIZERS)} {learning_rate}"
+    parts = [name, net_text, descent_text, *(f"{word}={_text(chosen[word])}" for word in sorted(chosen))]
+    how = {"seeds": seeds, "workdir": workdir, "resume": resume, "progress": progress, "tag": ", ".join(parts)}
     fitted = training.fit(made, arrays, key=key, steps=steps, source=source, eval=watch, **how)
     learner = made if isinstance(made, Learner) else tuple(made)[-1].learner
     return Result(name, learner, fitted.state, fitted.history, task, seeds, given.card.name)
@@ -325,6 +333,28 @@ def _like_training(x: Any, task: Task) -> np.ndarray:
     if bad.size:
         raise check.UsageError(f"x has NaN or infinity, first in row {bad[0]}")
     return float32_of(x, "x") / np.float32(255 if task.scaled else 1)
+
+
+def _text(value: Any) -> str:
+    """A setting as text that is the same in the next process: arrays by their content, functions by their name.
+
+    What carries no such name is told by its type alone, so that two of a type are not told apart.
+    """
+    if isinstance(value, Network):
+        return "own network"
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return str(value)
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        array = np.asarray(value)
+        if array.size <= 8:
+            return str(array.tolist())
+        return f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:12]}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(sorted(f"{_text(key)}: {_text(entry)}" for key, entry in value.items())) + "}"
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _settings(name: str, make: Any, given: dict[str, Any], arrays: Data, task: Task) -> dict[str, Any]:

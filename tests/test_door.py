@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import jaxkit
+import jaxkit.networks
 import jaxkit.supervised
-from jaxkit import check, methods
+from jaxkit import check, door, methods
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,30 @@ def test_one_target_may_be_a_column():
     x = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
     result = jaxkit.train("least_squares", (x, 2 * x + 0.1), steps=2, batch_size=16, progress=False)
     assert result.predict(x[:5]).shape == (5,) and np.isfinite(result.history.evals["mse"]).all()
+
+
+def test_only_the_same_run_is_resumed(blobs, tmp_path):
+    plain = {"method": "erm", "data": blobs, "steps": 2, "workdir": tmp_path, "progress": False}
+    first = jaxkit.train(**plain, label_smoothing=0.1)
+    again = jaxkit.train(**plain, label_smoothing=0.1, resume=True)
+    np.testing.assert_array_equal(again.outputs(blobs[0])["logits"], first.outputs(blobs[0])["logits"])
+    for other in (
+        {"label_smoothing": 0.2},
+        {"label_smoothing": 0.1, "learning_rate": 1e-2},
+        {"label_smoothing": 0.1, "optimizer": "sgd"},
+        {"label_smoothing": 0.1, "network": jaxkit.networks.mlp(num_classes=2)},
+    ):
+        with pytest.raises(check.UsageError, match="is of another run: its tag is") as caught:
+            jaxkit.train(**plain, **other, resume=True)
+        assert "\n" not in str(caught.value) and "label_smoothing=0.1" in str(caught.value)
+
+
+def test_settings_as_text_name_no_address():
+    network = jaxkit.networks.mlp(2)
+    given = {"network": network, "f": np.tanh, "x": np.arange(20), "few": (1.5, None), "object": object()}
+    text = door._text(given)
+    assert "0x" not in text and text == door._text(dict(reversed(given.items())))
+    assert door._text(np.arange(20)) != door._text(np.arange(20)[::-1])
 
 
 X, Y = np.zeros((20, 3), np.float32), np.arange(20) % 2

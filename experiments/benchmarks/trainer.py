@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.benchmarks.timing import interleaved, write
+from experiments.benchmarks._timing import interleaved, write
 from jaxkit import networks, training
 from jaxkit.data import sources
 from jaxkit.learner import Learner, Source, Stage, from_example_loss

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 import tyro
 
-from experiments.benchmarks.timing import write
+from experiments.benchmarks._timing import write
 
 ENVIRONMENTS, LENGTH, EPOCHS, MINIBATCHES = 4, 128, 4, 4
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2

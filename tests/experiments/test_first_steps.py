@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments import first_steps, runner
 from jaxkit import check
@@ -85,6 +86,40 @@ def test_data_that_cannot_be_had_is_a_missing_row_with_the_command_that_gets_it(
     assert [(row["setting"], row["value"]) for row in missing] == [("fashion_mnist", "")] * 2
     assert "get it by `python -m jaxkit.data get fashion_mnist`" in Path("here/report.html").read_text()
     assert asked == ["fashion_mnist"]  # once, not for each cell
+
+
+def test_notes_hold_paired_tests_over_the_seeds():
+    a, b, c = [0.90, 0.92, 0.91, 0.935], [0.905, 0.93, 0.912, 0.95], [0.80, 0.83, 0.79, 0.84]
+    sizes = {"train_rows": 100, "test_rows": 50, "split": "as given", "part": True, "cut": True}
+
+    def cell(setting, method, accuracy):
+        options = {"seeds": len(accuracy), "steps": 5}
+        return runner.Outcome(runner.Cell(setting, method, options), "done", {"accuracy": accuracy, **sizes})
+
+    outcomes = [
+        cell("digits", "mlp", a),
+        cell("digits", "convnet", b),
+        cell("digits", "sklearn_mlp", c),
+        cell("digits", "svm", [0.97]),
+        cell("mnist5k", "mlp", a[:2]),  # two seeds: no test
+        cell("mnist5k", "convnet", b[:2]),
+        cell("fashion_mnist", "mlp", a),
+        runner.Outcome(runner.Cell("fashion_mnist", "convnet", {}), "missing", reason="diverged"),
+    ]
+    pairs = [("ERM, ConvNet", b, "ERM, MLP", a)]
+    pairs += [(name, x, "MLPClassifier (scikit-learn)", c) for name, x in (("ERM, MLP", a), ("ERM, ConvNet", b))]
+    found = [scipy.stats.ttest_rel(x, y) for _, x, _, y in pairs]
+    p, adjusted, most = np.array([one.pvalue for one in found]), np.empty(3), 0.0
+    for place, number in enumerate(np.argsort(p)):  # Holm: the smallest times 3, then 2, then 1, never falling
+        most = adjusted[number] = max(most, min(1.0, p[number] * (3 - place)))
+    wanted = []
+    for (x_name, x, y_name, y), test, corrected in zip(pairs, found, adjusted, strict=True):
+        low, high = test.confidence_interval(0.95)
+        difference = np.mean(x) - np.mean(y)
+        wanted.append(f"{x_name} above {y_name} by {difference:.4f} ({low:.4f} to {high:.4f}), p = {corrected:.4f}")
+    text = first_steps.notes(first_steps.PRESETS["quick"], outcomes)
+    assert text.endswith(f"digits, 100 rows: {'; '.join(wanted)} (paired t, Holm).")
+    assert text.count("paired t") == 1
 
 
 @pytest.mark.parametrize(

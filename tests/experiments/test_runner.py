@@ -27,6 +27,7 @@ spec.loader.exec_module(tiny)
 def in_tmp(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TINY", raising=False)
+    monkeypatch.delenv("TINY_METHOD", raising=False)
 
 
 def go(*words):
@@ -108,13 +109,49 @@ def test_resume_finds_the_newest_unfinished_run_and_keeps_what_is_done(monkeypat
     command = re.search(r"go on with: python -m experiments.tiny_study (.*)", errors)[1].split()
     folder = Path(command[command.index("--out") + 1])
     assert run_folder.read_json(folder / "run.json")["state"] == "diverged" and command[-1] == "--resume"
-    assert calls() == ["plain alpha False", "plain beta False"]
+    assert calls() == ["plain alpha False", "plain beta False", "absent alpha False", "absent beta False"]
     monkeypatch.delenv("TINY")
     assert go("--scale", "4", "--resume") == 2  # another configuration
     assert go("--scale", "3", "--resume") == 0
     assert calls() == ["plain beta True", "absent alpha True", "absent beta True"]
     assert run_folder.read_json(folder / "run.json")["state"] == "finished"
     assert go("--scale", "3", "--resume") == 2  # nothing is unfinished any more
+
+
+def test_a_cell_that_diverges_is_a_missing_row_and_the_others_are_computed(monkeypatch, capsys):
+    monkeypatch.setenv("TINY", "nan")
+    monkeypatch.setenv("TINY_METHOD", "alpha")
+    assert go("--out", "here") == 3
+    out, errors = capsys.readouterr()
+    assert "[1/4] plain · alpha: missing, diverged: the loss is not finite at step 7" in out
+    assert "Traceback" not in errors and "1 of 4 cells diverged" in errors
+    assert "go on with: python -m experiments.tiny_study --out here --resume" in errors
+    assert [(row["method"], row["verdict"]) for row in table_rows("here") if row["setting"] == "plain"] == [
+        ("alpha", "missing"),
+        ("beta", "above"),
+    ]
+    assert "plain · alpha: diverged: the loss is not finite at step 7" in Path("here/report.html").read_text()
+    (kept,) = (path for path in Path("here/cells").iterdir() if path.is_dir())  # the diverged cell's checkpoints
+    assert (kept / "checkpoint").exists()
+    calls()
+    monkeypatch.delenv("TINY")
+    assert go("--out", "here", "--resume") == 0
+    assert calls()[0] == "plain alpha True" and not kept.exists()
+    assert [row["verdict"] for row in table_rows("here") if row["setting"] == "plain"] == ["above", "above"]
+
+
+def test_a_run_whose_cells_all_diverge_still_leaves_its_page(monkeypatch):
+    monkeypatch.setenv("TINY", "nan")
+    assert go("--methods", "beta", "--out", "here") == 3
+    assert {row["verdict"] for row in table_rows("here")} == {"missing"}
+    assert "diverged: the loss is not finite at step 7" in Path("here/report.html").read_text()
+
+
+def test_a_reason_is_printed_once(capsys):
+    assert go("--out", "here") == 0
+    out = capsys.readouterr().out
+    assert out.count("the file absent.csv is not there") == 1
+    assert "[4/4] absent · beta: missing, as above for absent · alpha" in out
 
 
 def test_a_cell_is_known_by_what_its_result_depends_on():

@@ -37,7 +37,9 @@ def run_cell(cell, config, context):
         file.write(f"{cell.setting} {cell.method} {context.resume}\n")
     if cell.setting == "absent":
         raise Skip("the file absent.csv is not there;\n get it with: python -m jaxkit.data get absent")
-    trouble = os.environ.get("TINY", "") if cell.method == "beta" else ""
+    trouble = os.environ.get("TINY", "") if cell.method == os.environ.get("TINY_METHOD", "beta") else ""
+    context.workdir.mkdir(parents=True, exist_ok=True)
+    (context.workdir / "checkpoint").touch()
     if trouble == "nan":
         raise NonFiniteError("the loss is not finite at step 7")
     if trouble == "interrupt":

@@ -44,7 +44,7 @@ def undisturbed():
     return fit(eval=EVALUATION)
 
 
-@pytest.mark.parametrize("step", [5, 30, 31, 57])
+@pytest.mark.parametrize("step", [30, 57])
 def test_resume_is_bit_for_bit(step, undisturbed, tmp_path):
     settings = {"workdir": tmp_path, "eval": EVALUATION, "checkpoint_every_s": 0.0, "steps_per_dispatch": 6}
     with pytest.raises(Interrupt):
@@ -141,8 +141,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         fit(narrower, workdir=tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("on_mesh", [False, True])
-@pytest.mark.parametrize("step", [22, 30, 40])
+@pytest.mark.parametrize(("step", "on_mesh"), [(30, False), (40, True)])
 def test_an_end_that_changes_shapes_resumes_too(step, on_mesh, tmp_path):
     herd = lambda state, data, key: state._replace(extra=data["x"][:6])
     first = learner.Stage("first", toy.classifier(), sources.epochs(32), end=herd)
