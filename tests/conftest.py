@@ -28,7 +28,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
         flags = os.environ.get("XLA_FLAGS", "")
         if "xla_force_host_platform_device_count" not in flags:
-            os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+            flags = f"{flags} --xla_force_host_platform_device_count=8".strip()
+        # The fast tests are small programs whose time is their compilation; the slow tests compile as users do.
+        if "not slow" in config.getoption("markexpr", "") and "xla_backend_optimization_level" not in flags:
+            flags += " --xla_backend_optimization_level=0"
+        os.environ["XLA_FLAGS"] = flags
     os.environ.setdefault("MPLBACKEND", "agg")
     faulthandler.enable()
 
