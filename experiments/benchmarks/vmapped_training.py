@@ -1,11 +1,9 @@
 """Does a training run mapped over seeds by ``jax.vmap`` hang on a CPU with few cores?
 
-Seen once with JAX 0.10.2 on two cores: a PPO run on CartPole, compiled ahead and mapped over 8 or 16 keys, sometimes
-never returned
-while the process stood idle. This runs that program again and again, each time in a process of its own with a time
-limit, mapped by
-``vmap`` and by ``lax.map``, and counts what returned: ``python -m experiments.benchmarks.vmapped_training --repeats
-10``.
+It does, now and then: with JAX 0.10.2 on two cores, one of six runs mapped by ``vmap`` stood idle until its limit of
+120 s (``results/vmapped_training-cpu.json``), none of six mapped by ``lax.map`` did. The program is PPO on CartPole,
+compiled ahead and called once; each run has a process of its own with a time limit:
+``python -m experiments.benchmarks.vmapped_training --repeats 10``.
 
 ``fit(seeds=...)`` uses ``lax.map`` on a CPU: it costs nothing there, and its seeds are bit-equal to single runs.
 """
