@@ -1,7 +1,8 @@
 """Does a training run mapped over seeds by ``jax.vmap`` hang on a CPU with few cores?
 
 It does, now and then: with JAX 0.10.2 on two cores, one of six runs mapped by ``vmap`` stood idle until its limit of
-120 s (``results/vmapped_training-cpu.json``), none of six mapped by ``lax.map`` did. The program is PPO on CartPole,
+120 s (``results/vmapped_training-cpu.json``), none of six mapped by ``lax.map`` did
+(other work ran on the machine at times). The program is PPO on CartPole,
 compiled ahead and called once; each run has a process of its own with a time limit:
 ``python -m experiments.benchmarks.vmapped_training --repeats 10``.
 
