@@ -1,4 +1,4 @@
-"""What a run leaves to read: table.md, table.csv, figures/*.png, report.json and the page report.html.
+"""What a run leaves to read: table.md, table.csv, tables/*.csv, figures/*.png, report.json and the page report.html.
 
 The page is one self-contained file: figures are embedded, nothing is loaded from anywhere, it opens without a network.
 A page shows one section per study, so that one study's page and the tour's are the same template.
@@ -7,6 +7,9 @@ A page shows one section per study, so that one study's page and the tour's are 
 from __future__ import annotations
 
 import base64
+import csv
+import io
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import jinja2
 
 from experiments import run_folder
+from jaxkit import check
 from jaxkit.evaluation import figures as drawing
 from jaxkit.evaluation import table, views
 from jaxkit.evaluation.files import write_atomic
@@ -25,11 +29,17 @@ TEMPLATE = Path(__file__).with_name("report.html")
 def write(study: Any, config: Any, folder: Path, outcomes: Sequence[Any], show: bool = True) -> dict[str, Any]:
     """Write the tables, the figures and the page of a run; show the table and where all lies; return the section."""
     rows = study.rows(config, outcomes)
+    remarks = checked_remarks(study.remarks(config, outcomes)) if study.remarks else []
+    tables = study.tables(config, outcomes) if study.tables else {}
+    further = {name: further_view(name, given) for name, given in tables.items()}
     table.to_csv(rows, folder / "table.csv")
     wide = [views.pivot(rows, metric) for metric in dict.fromkeys(row.metric for row in rows)]
-    markdown = "\n".join(views.to_markdown(grid) for grid in [*wide, rows])
+    for name, given in tables.items():
+        write_atomic(folder / "tables" / f"{name}.csv", csv_text(given))
     notes = study.notes(config, outcomes) if study.notes else ""
-    write_atomic(folder / "table.md", "\n\n".join(part for part in (f"# {study.title}", notes, markdown) if part))
+    parts = [f"# {study.title}", notes, *(views.to_markdown(grid) for grid in [*wide, rows]), *remarks]
+    parts += [views.to_markdown(grid) for grid in further.values()]
+    write_atomic(folder / "table.md", "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n")
     pictures, done = [], [one for one in outcomes if one.status == "done"]
     for name, (figure, caption) in (study.figures(config, done) if done else {}).items():
         drawing.save(figure, folder / "figures" / f"{name}.png")
@@ -43,6 +53,8 @@ def write(study: Any, config: Any, folder: Path, outcomes: Sequence[Any], show: 
         "notes": notes,
         "wide": [views.to_html(grid) for grid in wide],
         "long": views.to_html(rows),
+        "remarks": remarks,
+        "tables": [{"file": f"tables/{name}.csv", "html": views.to_html(grid)} for name, grid in further.items()],
         "figures": pictures,
         "missing": missing(outcomes),
         "not_reproduced": study.not_reproduced,
@@ -59,10 +71,39 @@ def write(study: Any, config: Any, folder: Path, outcomes: Sequence[Any], show: 
         console = rich.console.Console()
         for grid in wide:
             console.print(views.to_terminal(grid))
-        for place in ("table.md", "table.csv", *(picture["file"] for picture in pictures)):
+        if remarks:
+            console.print()
+        for remark in remarks:
+            console.print(remark, markup=False, highlight=False)
+        for grid in further.values():
+            console.print()
+            console.print(views.to_terminal(grid))
+        shown = [part["file"] for part in (*section["tables"], *section["figures"])]
+        for place in ("table.md", "table.csv", *shown):
             print(folder / place)
         print(f"report: {page}")
     return section
+
+
+def further_view(name: str, given: Any) -> views.Grid:
+    """The view of a study's further table; what is wrong with it is an error that begins with its name."""
+    if not re.fullmatch(r"[\w-]+", name):
+        raise check.UsageError(f"table {name!r}: the name is that of a file; use letters, digits, - and _")
+    return views.plain_view(name, given.header, given.rows)._replace(title=given.caption)
+
+
+def checked_remarks(remarks: Sequence[str]) -> list[str]:
+    """A study's remarks, each in one line."""
+    if isinstance(remarks, str) or not all(isinstance(remark, str) for remark in remarks):
+        raise check.UsageError(f"a study's remarks must be a list of sentences, got {remarks!r}")
+    return [" ".join(remark.split()) for remark in remarks]
+
+
+def csv_text(given: Any) -> str:
+    """A further table as CSV: numbers in full, nothing where an entry is None."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([given.header, *given.rows])
+    return file.getvalue()
 
 
 def missing(outcomes: Sequence[Any]) -> list[str]:

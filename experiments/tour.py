@@ -3,9 +3,9 @@
 Each study runs on its tour preset in a process of its own, one after another, because a study that crashes, runs out of
 memory or needs other process-wide settings (float64, simulated devices) must not touch the next one; the compilation
 cache on disk is shared, so a child pays for its imports only. The page ``runs/tour/<time>/report.html`` holds every
-table and figure, with what failed on top.
+table and figure, with what failed on top. A study of which a cell diverged is listed there too, and its table is shown.
 
-Exit codes: 0 all studies ran, 1 at least one failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 all studies ran, 1 at least one failed or diverged, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments import catalogue, run_folder, runner
+from experiments import catalogue, command_line, run_folder
 from jaxkit import check
 
 TAIL = 25  # lines of a failed study's output that the page shows
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         words = sys.argv[1:] if argv is None else argv
-        return _tour(runner.parsed(Tour, words, "python -m experiments.tour"))
+        return _tour(command_line.parsed(Tour, words, "python -m experiments.tour"))
     except check.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -80,15 +80,16 @@ def _tour(options: Tour) -> int:
         }
         for entry in entries:
             failure = _one(entry, folder, options.timeout, progress, bars[entry.name])
-            if failure is None:
+            if failure is None or failure["state"] == "diverged":
                 sections.append((folder / entry.name, run_folder.read_json(folder / entry.name / "report.json")))
-            else:
+            if failure is not None:
                 failures.append(failure)
     seconds = time.perf_counter() - begin
     page = report.write_page(folder / "report.html", "jaxkit: the tour", sections, failures)
     for failure in failures:
-        print(f"failed: {failure['name']} ({failure['why']}), see {folder / failure['name']}.log", file=sys.stderr)
-    print(f"{len(sections)} of {len(entries)} studies in {seconds:.0f} s")
+        log = folder / f"{failure['name']}.log"
+        print(f"{failure['state']}: {failure['name']} ({failure['why']}), see {log}", file=sys.stderr)
+    print(f"{len(entries) - len(failures)} of {len(entries)} studies in {seconds:.0f} s")
     print(f"report: {page}")
     return 1 if failures else 0
 
@@ -106,7 +107,8 @@ def _progress(console: Any) -> Any:
 
 
 def _one(entry: catalogue.Entry, folder: Path, timeout: float, progress: Any, bar: Any) -> dict[str, str] | None:
-    """Run one study in a child process; None where it finished, else its name, why it failed, and its last lines."""
+    """Run one study in a child process; None where it finished, else its name, its state (``failed``, or ``diverged``
+    where a cell did and the table is there), why, and its last lines."""
     place, log = folder / entry.name, folder / f"{entry.name}.log"
     words = ["-m", f"experiments.{entry.name}", "--preset", "tour", "--out", str(place)]
     progress.start_task(bar)
@@ -131,10 +133,13 @@ def _one(entry: catalogue.Entry, folder: Path, timeout: float, progress: Any, ba
         progress.stop_task(bar)
         return None
     why = f"stopped after {timeout:g} s" if late else f"exit code {child.returncode}"
-    progress.update(bar, state=f"failed: {why}")
+    state = "diverged" if not late and child.returncode == 3 and (place / "report.json").exists() else "failed"
+    if state == "diverged":
+        _show(place, progress, bar)
+    progress.update(bar, state=f"{state}: {why}")
     progress.stop_task(bar)
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
-    return {"name": entry.name, "why": why, "log": "\n".join(tail)}
+    return {"name": entry.name, "state": state, "why": why, "log": "\n".join(tail)}
 
 
 def _show(place: Path, progress: Any, bar: Any) -> None:

@@ -1,17 +1,18 @@
 """How the result table looks: Markdown, an HTML fragment, and the terminal.
 
-A view is long (one row a line) or wide (methods x settings), and first of all a ``Grid`` of text cells; the three
-writers take rows or a grid. Numbers show two significant digits of their interval and the value as many decimals; a
-published number stands as it was given.
+A view is long (one row a line), wide (methods x settings) or plain (a table of anything), and first of all a ``Grid``
+of text cells; the three writers take rows or a grid. Numbers show two significant digits of their interval and the
+value as many decimals; a published number stands as it was given.
 """
 
 from __future__ import annotations
 
 import html
 import math
+import numbers
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
@@ -137,6 +138,39 @@ def pivot(rows: Iterable[Row], metric: str) -> Grid:
     body = tuple((Cell(m), *(cells.get((m, c), Cell("", True)) for c in columns)) for m in methods)
     legend = LEGEND + (" [published]" if any(row.published is not None for row in rows) else "")
     return Grid(metric, ("method", *columns), body, "; ".join([legend, *dict.fromkeys(notes)]))
+
+
+def plain_view(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Grid:
+    """A table that sets nothing beside a published number: text, numbers, and None (an empty cell) as they are given.
+
+    Whole numbers of five digits and more are grouped (``12,345``), other numbers have four significant digits.
+
+    Raises:
+      UsageError: there is no column, a row is longer or shorter than the header, or an entry is neither text nor a
+        finite number nor None; the message begins with the title.
+    """
+    header = tuple(header)
+    if not header:
+        raise check.UsageError(f"table {title!r} has no column; give a header")
+    body = []
+    for place, row in enumerate(rows):
+        if isinstance(row, str) or len(row) != len(header):
+            found = f"is the text {row!r}" if isinstance(row, str) else f"has {len(row)} entries"
+            raise check.UsageError(f"table {title!r}: row {place} {found}; the header has {len(header)}: {header}")
+        body.append(tuple(_entry(f"table {title!r}: row {place}, {name}", x) for name, x in zip(header, row)))
+    return Grid(title, header, tuple(body))
+
+
+def _entry(name: str, value: Any) -> Cell:
+    if value is None or isinstance(value, str):
+        return Cell(value or "")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise check.UsageError(f"{name} is {value!r}; give text, a number, or None")
+    if not math.isfinite(value):
+        raise check.UsageError(f"{name} is {value}; give None where there is no number")
+    if isinstance(value, numbers.Integral):
+        return Cell(f"{int(value):,}" if abs(int(value)) >= 10_000 else f"{int(value)}", True)
+    return Cell(format_number(float(value)), True)
 
 
 def _grid(table: Iterable[Row] | Grid) -> Grid:

@@ -44,7 +44,9 @@ def test_an_unknown_study_offers_the_nearest():
     )
 
 
-def test_one_failing_study_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def two_studies(tmp_path, monkeypatch):
+    """A tour of two studies: the tiny one, and one that crashes."""
     tiny = Path(__file__).with_name("tiny_study.py")
     entries = {name: catalogue.Entry(name, name, "") for name in ("broken", "tiny_study")}
     monkeypatch.setattr(catalogue, "studies", lambda folder=None: entries)
@@ -56,9 +58,29 @@ def test_one_failing_study_does_not_stop_the_others(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(tour.subprocess, "Popen", lambda words, **more: real([words[0], *runs(words[1:])], **more))
     monkeypatch.setenv("PYTHONPATH", str(tiny.parents[2]))
     monkeypatch.chdir(tmp_path)
+
+
+def test_one_failing_study_does_not_stop_the_others(two_studies, tmp_path, capsys):
     assert tour.main(["--out", str(tmp_path / "all")]) == 1
     page = (tmp_path / "all" / "report.html").read_text()
     assert page.index("broken failed") < page.index("A tiny study")
     assert "OSError: no such luck" in page and page.count("data:image/png") == 1
-    assert "failed: broken (exit code 1)" in capsys.readouterr().err
+    assert "<td>alpha</td>" in page and "<caption>What the &lt;names&gt; hold</caption>" in page
+    assert "The sum is [bold] arithmetic, and not &lt;magic&gt;." in page
+    out, errors = capsys.readouterr()
+    assert "failed: broken (exit code 1)" in errors and "1 of 2 studies" in out
     assert tour.main(["--studies", "brokn", "--out", str(tmp_path / "again")]) == 2
+
+
+def test_a_study_with_a_diverged_cell_stands_on_top_and_keeps_its_section(two_studies, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TINY", "nan")
+    monkeypatch.setenv("TINY_METHOD", "alpha")
+    assert tour.main(["--studies", "tiny_study", "--out", "all"]) == 1
+    page = (tmp_path / "all" / "report.html").read_text()
+    top, section = page.split('<section id="tiny_study">')
+    assert "<b>tiny_study diverged</b> (exit code 3)" in top and 'href="#tiny_study"' in top and "failed</b>" not in top
+    assert "plain · alpha: diverged: the loss is not finite at step 7" in section
+    # 1 x (4, 4.1): beta's mean of two seeds; and the further tables and the figure of what is there
+    assert "4.05" in section and "What the &lt;names&gt; hold" in section and section.count("data:image/png") == 1
+    out, errors = capsys.readouterr()
+    assert "diverged: tiny_study (exit code 3), see all/tiny_study.log" in errors and "0 of 1 studies" in out

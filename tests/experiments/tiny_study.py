@@ -6,7 +6,7 @@ import dataclasses
 import os
 import signal
 
-from experiments.runner import Cell, Options, Skip, Study, choices, run
+from experiments.runner import Cell, Options, Skip, Study, Table, choices, run
 from jaxkit import check
 from jaxkit.evaluation import table
 from jaxkit.training import NonFiniteError
@@ -71,6 +71,16 @@ def figures(config, outcomes):
     return {"values": (figure, "Values <by> seed")}
 
 
+def tables(config, outcomes):
+    methods = dict.fromkeys(o.cell.method for o in outcomes)
+    rows = tuple((m, len(m), len(m) * 10_001, len(m) / 3, None if m == "alpha" else "a | b") for m in methods)
+    return {"letters": Table("What the <names> hold", ("method", "letters", "many", "a third", "more"), rows)}
+
+
+def remarks(config, outcomes):
+    return ["The sum is [bold] arithmetic,\n and not <magic>."]
+
+
 STUDY = Study(
     name="tiny_study",
     title="A tiny study",
@@ -83,6 +93,8 @@ STUDY = Study(
     figures=figures,
     not_reproduced="everything but the sum",
     seconds=lambda cell, config: 0.1,
+    tables=tables,
+    remarks=remarks,
 )
 
 if __name__ == "__main__":
