@@ -63,9 +63,10 @@ def rows(config, outcomes):
 
 
 def figures(config, outcomes):
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(figsize=(3, 2))
+    figure = Figure(figsize=(3, 2))  # not of pyplot, which would keep it after the test
+    axes = figure.subplots()
     for o in outcomes:
         axes.plot(o.result["values"], label=o.cell.method)
     return {"values": (figure, "Values <by> seed")}
