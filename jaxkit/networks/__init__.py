@@ -4,6 +4,7 @@ here.
 
 from jaxkit.learner import Network
 from jaxkit.networks.adapter import Classifier, from_flax
+from jaxkit.networks.graph import appnp, gat, gcn, gcnii, jknet, mixhop, ppnp
 from jaxkit.networks.heads import grow_head, new_head, num_classes_of
 from jaxkit.networks.mlp import mlp
 from jaxkit.networks.registry import NETWORKS, Record, make
@@ -16,14 +17,21 @@ __all__ = [
     "Classifier",
     "Network",
     "Record",
+    "appnp",
     "convnet",
     "efficientnet_lite0",
     "from_flax",
+    "gat",
+    "gcn",
+    "gcnii",
     "grow_head",
+    "jknet",
     "make",
+    "mixhop",
     "mlp",
     "new_head",
     "num_classes_of",
+    "ppnp",
     "resnet20",
     "resnet32",
 ]

@@ -43,12 +43,13 @@ class Classifier(nn.Module):
         return {self.output: self.head(features).astype(jnp.float32), "features": features}
 
 
-def from_flax(module: nn.Module) -> Network:
+def from_flax(module: nn.Module, *, whole: bool = False) -> Network:
     """The Network of a Flax Linen module.
 
     Args:
       module: called as ``module(x, train=bool, valid=bool [batch] or None)``; returns a dict of arrays. It draws its
         randomness (dropout) from the stream ``dropout``.
+      whole: whether ``init`` reads the shapes of x as it is, for a graph, whose leaves do not share the leading axis.
 
     Returns:
       ``init(key, x) -> (params, variables)`` reads the shapes of one row of x;
@@ -60,7 +61,8 @@ def from_flax(module: nn.Module) -> Network:
     """
 
     def init(key: jax.Array, x: Any) -> tuple[Any, Any]:
-        variables = dict(jax.jit(module.init)({"params": key}, jax.tree.map(lambda leaf: jnp.asarray(leaf)[:1], x)))
+        example = x if whole else jax.tree.map(lambda leaf: jnp.asarray(leaf)[:1], x)
+        variables = dict(jax.jit(module.init)({"params": key}, example))
         params = variables.pop("params", {})
         return jax.tree.map(_strong, params), jax.tree.map(_strong, variables)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxkit import check
 from jaxkit.learner import Network
+from jaxkit.networks.graph import appnp, gat, gcn, gcnii, jknet, mixhop, ppnp
 from jaxkit.networks.mlp import mlp
 from jaxkit.networks.vision.convnet import convnet
 from jaxkit.networks.vision.efficientnet import efficientnet_lite0
@@ -20,7 +21,7 @@ class Record(NamedTuple):
     Attributes:
       make: ``(num_classes, **options) -> Network``.
       title: what it is, with its source.
-      input: the shape of x.
+      input: the shape of x; ``Nodes(rows, graph)`` for a graph network.
       categories: for lists and tables.
     """
 
@@ -31,6 +32,7 @@ class Record(NamedTuple):
 
 
 _IMAGES = "[batch, height, width, channels]"
+_NODES = "Nodes(rows, graph)"
 
 NETWORKS: dict[str, Record] = {
     "mlp": Record(mlp, "Multilayer perceptron", "[batch, ...], flattened", ("dense", "small")),
@@ -43,6 +45,13 @@ NETWORKS: dict[str, Record] = {
         "[batch, 224, 224, 3]",
         ("vision", "inverted residual", "pretrained"),
     ),
+    "gcn": Record(gcn, "Graph convolutional network (Kipf and Welling 2017)", _NODES, ("graph", "convolution")),
+    "gat": Record(gat, "Graph attention network (Velickovic et al. 2018)", _NODES, ("graph", "attention")),
+    "appnp": Record(appnp, "APPNP (Gasteiger et al. 2019)", _NODES, ("graph", "propagation")),
+    "ppnp": Record(ppnp, "PPNP (Gasteiger et al. 2019)", _NODES, ("graph", "propagation")),
+    "jknet": Record(jknet, "Jumping knowledge network (Xu et al. 2018)", _NODES, ("graph", "deep")),
+    "gcnii": Record(gcnii, "GCNII (Chen et al. 2020)", _NODES, ("graph", "deep", "residual")),
+    "mixhop": Record(mixhop, "MixHop (Abu-El-Haija et al. 2019)", _NODES, ("graph", "convolution")),
 }
 
 
