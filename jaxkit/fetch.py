@@ -1,8 +1,8 @@
 """Files from outside: where they live, how they are fetched, and how they are checked.
 
-Every file is pinned by its SHA-256. A download resumes where it stopped and appears under its name only when it is
-whole and right, so a file that is there can be trusted. Files inside a published wheel are read as data; nothing of
-it is imported.
+Every file is pinned by its SHA-256, or by git's blob id where that is all its source publishes. A download resumes
+where it stopped and appears under its name only when it is whole and right, so a file that is there can be trusted.
+Files inside a published wheel are read as data; nothing of it is imported.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -72,16 +73,37 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def digest(expected: str, size: int) -> tuple[str, Any]:
+    """(name, fresh hash) of the sum that ``expected`` is of a file of ``size`` bytes, by its number of digits.
+
+    64: the SHA-256 of the content. 40: git's blob id, the SHA-1 of ``blob <size>``, a zero byte and the content.
+    """
+    if len(expected) == 40:
+        return "git blob id", hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    return "sha256", hashlib.sha256()
+
+
+def _sum_like(path: Path, expected: str) -> str:
+    """``NAME SUM`` of a file, the sum being of the kind of ``expected``."""
+    name, hashed = digest(expected, path.stat().st_size)
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            hashed.update(chunk)
+    return f"{name} {hashed.hexdigest()}"
+
+
 def verify(path: str | Path, expected: str, *, name: str | None = None) -> Path:
-    """Return ``path`` if its SHA-256 is ``expected``; otherwise remove the file and raise UsageError with both sums."""
-    got = sha256(path)
-    if got != expected.lower():
-        Path(path).unlink()
+    """Return ``path`` if its sum (``digest``) is ``expected``; otherwise remove the file and raise UsageError with
+    both."""
+    path, kind = Path(path), digest(expected, 0)[0]
+    got = _sum_like(path, expected)
+    if got != f"{kind} {expected.lower()}":
+        path.unlink()
         raise UsageError(
-            f"{name or path} is damaged and was removed: expected sha256 {expected}, got {got}; "
+            f"{name or path} is damaged and was removed: expected {kind} {expected}, got {got.removeprefix(kind)[1:]}; "
             "fetch it again, and if that repeats, the file at its source has changed"
         )
-    return Path(path)
+    return path
 
 
 @contextlib.contextmanager
@@ -113,7 +135,7 @@ def _progress() -> Progress:
 
 
 def download(url: str, path: str | Path, sha256: str, *, timeout: float = 30.0) -> Path:
-    """Fetch ``url`` into the file ``path``, whose content must have the SHA-256 ``sha256``.
+    """Fetch ``url`` into the file ``path``, whose content must have the sum ``sha256``.
 
     A file that is already right is returned as it is. Otherwise the bytes go to ``path`` + ".part", from where a
     broken download is continued (HTTP Range), and get their name when they are complete and right.
@@ -121,7 +143,7 @@ def download(url: str, path: str | Path, sha256: str, *, timeout: float = 30.0) 
     Args:
       url: http or https.
       path: of the file; its folder is made.
-      sha256: the expected sum, in hexadecimal.
+      sha256: the expected SHA-256, or a git blob id (``digest``), in hexadecimal.
       timeout: seconds without an answer after which the attempt ends.
 
     Raises:
@@ -133,7 +155,7 @@ def download(url: str, path: str | Path, sha256: str, *, timeout: float = 30.0) 
         raise UsageError(f"cannot download {url!r}: expected an address that begins with http:// or https://")
     part = path.with_name(path.name + ".part")
     with _one_at_a_time(path.parent):
-        if path.is_file() and _sum(path) == sha256.lower():
+        if path.is_file() and _sum_like(path, sha256).endswith(f" {sha256.lower()}"):
             return path
         try:
             _receive(url, part, path.name, timeout)

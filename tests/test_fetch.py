@@ -164,3 +164,22 @@ def test_wheel_by_pip(tmp_path, monkeypatch):
     assert fetch.from_wheel("jaxkit-test-data", "1.0", total, folder) == wheel  # kept: pip is not asked again
     with pytest.raises(UsageError, match="cannot fetch the wheel jaxkit-test-data==2.0"):
         fetch.from_wheel("jaxkit-test-data", "2.0", total, folder)
+
+
+def test_a_file_may_be_pinned_by_its_git_blob_id(server, tmp_path):
+    """The two ids are those that ``git hash-object`` prints for an empty file and for ``hello`` with a line feed."""
+    for content, blob in (
+        (b"", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+        (b"hello\n", "ce013625030ba8dba906f756967f9e9ca394464a"),
+    ):
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        assert fetch.verify(path, blob) == path
+    with pytest.raises(UsageError, match="was removed: expected git blob id e69de29.*, got ce01362"):
+        fetch.verify(path, "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391")
+    assert not path.exists()
+    url, seen = server
+    blob = hashlib.sha1(b"blob 1048576\0" + CONTENT).hexdigest()
+    for _ in range(2):
+        assert fetch.download(f"{url}/file", path, blob).read_bytes() == CONTENT
+    assert len(seen) == 1

@@ -1,9 +1,10 @@
 """Data: which examples there are (cards, own files) and which of them a step sees (sources, transforms, shifts)."""
 
-from jaxkit.data.cards import CARDS, Card
+from jaxkit.data.cards import CARDS
 from jaxkit.data.checks import check_data, rows
 from jaxkit.data.loading import find_card, get, load
 from jaxkit.data.own import from_arrays, from_csv, from_file, from_folder, from_npz
+from jaxkit.data.records import Card
 from jaxkit.data.sources import (
     by_environment,
     class_balanced,

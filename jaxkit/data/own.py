@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from jaxkit import check
-from jaxkit.data.cards import Arrays, Card
 from jaxkit.data.checks import check_data
 from jaxkit.data.entries import array_of, float32_of, labels_of, weights_of
+from jaxkit.data.records import Arrays, Card
 from jaxkit.data.splits import test_mask
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")

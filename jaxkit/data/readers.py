@@ -7,7 +7,8 @@ import io
 import pickle
 import struct
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,9 @@ def _bytes_of_latin1(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+Names = Mapping[tuple[str, str], Callable[..., Any]]
+
+_ALLOWED: Names = {
     ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
     ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
     ("numpy", "ndarray"): np.ndarray,
@@ -53,20 +56,37 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds NumPy arrays and built-in containers and nothing else."""
+    """Builds NumPy arrays, built-in containers and what is named, and nothing else."""
+
+    def __init__(self, content: bytes, also: Names) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self._names = {**_ALLOWED, **also}
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ALLOWED[module, name]
+            return self._names[module, name]
         except KeyError:
             raise check.UsageError(
-                f"the pickle asks for {module}.{name}, which is not allowed; the file is not CIFAR's"
+                f"the pickle asks for {module}.{name}, which is not allowed; the file is not what it should be"
             ) from None
 
 
-def restricted_unpickle(content: bytes) -> Any:
-    """Read a pickle of NumPy arrays, text, numbers and containers; any other name in it raises UsageError."""
-    return _Unpickler(io.BytesIO(content), encoding="bytes").load()
+def restricted_unpickle(content: bytes, also: Names = MappingProxyType({})) -> Any:
+    """Read a pickle of NumPy arrays, text, numbers and containers.
+
+    Args:
+      content: the pickle; text of Python 2 is read as bytes.
+      also: what stands for further names, by (module, name).
+
+    Raises:
+      UsageError: the pickle asks for any other name, or is damaged.
+    """
+    try:
+        return _Unpickler(content, also).load()
+    except check.UsageError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any of the steps that it is made of
+        raise check.UsageError(f"the pickle is damaged: {error}") from None
 
 
 def cifar10_tar(content: bytes, split: str) -> tuple[np.ndarray, np.ndarray]:

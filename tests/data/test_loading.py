@@ -42,8 +42,9 @@ def test_every_card_is_complete():
         assert name == card.name and name in loading.READERS
         assert all((card.title, card.source, card.licence, card.citation, card.rows, card.classes))
         for file in card.files:
-            assert re.fullmatch("[0-9a-f]{64}", file.sha256)
-            assert not file.urls or re.fullmatch("[0-9a-f]{64}", file.download_sha256)
+            assert re.fullmatch("[0-9a-f]{64}", file.sha256) or re.fullmatch("[0-9a-f]{40}", file.git_blob)
+            assert file.sha256 or "git's blob id" in card.note
+            assert re.fullmatch("([0-9a-f]{64})?", file.download_sha256)
             assert not file.path.startswith("/") and all(url.startswith("http") for url in file.urls)
         assert card.wheel is None or re.fullmatch("[0-9a-f]{64}", card.wheel.sha256)
 
