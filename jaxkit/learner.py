@@ -12,6 +12,7 @@ hyper-parameters, sharded, checkpointed, and compared bit for bit. A ``Batch`` i
 ``weight``      float loss weight
 ``valid``       bool; False is padding, which changes no output, loss or statistic of a valid row
 ``second``      a second view or sampler, a Batch again
+``stopping``    held-out nodes of the same graph, by which the best state is chosen (``jaxkit.graphs``)
 ==============  ====================================================================================================
 
 Trajectories are ``[batch, time, ...]`` with ``terminated`` and ``truncated``. Multi-environment methods take ``[E, B,
@@ -83,7 +84,8 @@ class Source(NamedTuple):
         sources that act by it.
       example: ``(data, source_state, key) -> batch`` with the shapes that ``next`` will give, for sources whose
         ``next`` reads ``state``.
-      axis: the axis of a batch that is split over devices (1 where batches are ``[E, B, ...]``).
+      axis: the axis of a batch that is split over devices (1 where batches are ``[E, B, ...]``); None where every device
+        gets the whole batch (a graph).
       validate: ``data -> None``; raises UsageError for concrete data that the source cannot draw from. ``fit`` calls it
         before anything is compiled.
     """
@@ -91,7 +93,7 @@ class Source(NamedTuple):
     init: Callable[[Data, Key], PyTree]
     next: Callable[..., tuple[PyTree, Batch]]
     example: Callable[[Data, PyTree, Key], Batch] | None = None
-    axis: int = 0
+    axis: int | None = 0
     validate: Callable[[Data], None] | None = None
 
 
@@ -401,8 +403,8 @@ class Method(NamedTuple):
       evidence: where formula and defaults come from (paper, equation, official code).
       traced: names of settings that may be traced arrays, so that a sweep is one compiled program.
       not_reproduced: what of the paper is not here; empty when all of it is.
-      layout: the batches that its learner takes: ``rows`` [B, ...], ``environments`` [E, B, ...], or ``all`` rows at
-        once (``jaxkit.data.for_layout`` makes the source; a plan brings its own sources).
+      layout: the batches that its learner takes: ``rows`` [B, ...], ``environments`` [E, B, ...], ``all`` rows at once,
+        or a whole ``graph`` (``jaxkit.data.for_layout`` makes the source; a plan brings its own sources).
     """
 
     make: Callable[..., Learner | Plan]

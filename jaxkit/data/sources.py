@@ -124,8 +124,11 @@ def epochs(batch_size: int) -> Source:
     return _stateless(batch)
 
 
-def full_batch() -> Source:
+def full_batch(*, whole: bool = False) -> Source:
     """All of Data at every step, in its own order (closed forms, transductive learning).
+
+    On a mesh the rows are split over the devices; with ``whole`` every device gets all of them, as a graph needs it,
+    whose nodes and edges are no rows.
 
     ``index`` counts the rows of ``y`` where there is one (the nodes of a graph, whose other leaves have other lengths).
     """
@@ -134,7 +137,7 @@ def full_batch() -> Source:
         size = len(data["y"]) if "y" in data else rows(data)
         return {**jax.tree.map(jnp.asarray, data), "index": jnp.arange(size, dtype=jnp.int32)}
 
-    return _stateless(batch)
+    return _stateless(batch)._replace(axis=None if whole else 0)
 
 
 def _grouped(labels: Array, groups: int) -> tuple[Array, Array, Array]:
@@ -342,7 +345,7 @@ def views(source: Source, *transforms: Callable[[PyTree, Key], PyTree]) -> Sourc
         )
 
     def apply(transform: Callable[..., PyTree], x: PyTree, key: Key) -> PyTree:
-        if source.axis == 0:
+        if not source.axis:
             return transform(x, key)
         return jax.vmap(transform)(x, jax.random.split(key, jax.tree.leaves(x)[0].shape[0]))  # [E, B, ...]
 
@@ -372,17 +375,17 @@ def for_layout(layout: str, batch_size: int, data: Data) -> Source:
     """The source that a method asks for by ``Method.layout``, for ``batch_size`` rows a step (at most those there are).
 
     ``rows``: ``epochs``; ``environments``: ``by_environment``, the rows shared out over the environments of Data;
-    ``all``: ``full_batch``.
+    ``all``: ``full_batch``; ``graph``: ``full_batch(whole=True)``.
 
     Raises:
       UsageError: another layout, or Data without what it needs.
     """
     batch_size = check.count("batch_size", batch_size)
-    if layout == "all":
-        return full_batch()
+    if layout in ("all", "graph"):
+        return full_batch(whole=layout == "graph")
     if layout == "rows":
         return epochs(min(batch_size, rows(data)))
-    check.choose("layout", layout, ("rows", "environments", "all"))
+    check.choose("layout", layout, ("rows", "environments", "all", "graph"))
     num_envs = int(np.asarray(_column(data, "env", "layout 'environments'")).max()) + 1
     return by_environment(max(1, batch_size // num_envs), num_envs)
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxkit import check
 from jaxkit.learner import Network
 from jaxkit.networks.adapter import Classifier, compute_dtype, from_flax
-from jaxkit.networks.heads import Head, make_head
+from jaxkit.networks.heads import Head, linear, make_head
 from jaxkit.networks.layers import NORMS, normalization
 
 
@@ -21,12 +21,13 @@ class MLPBackbone(nn.Module):
     norm: str
     dropout: float
     dtype: Any
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x, train: bool, valid=None):
         x = jnp.asarray(x, self.dtype).reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):
-            x = nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(x)
+            x = nn.Dense(width, self.bias, dtype=self.dtype, name=f"dense_{i}")(x)
             x = nn.relu(normalization(self.norm, self.dtype, f"norm_{i}", x, train, valid))
             if self.dropout:
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -40,6 +41,7 @@ def mlp(
     *,
     norm: str = "none",
     dropout: float = 0.0,
+    bias: bool = True,
     output: str = "logits",
     precision: str = "float32",
 ) -> Network:
@@ -52,6 +54,7 @@ def mlp(
       head: ``linear``, ``cosine``, or a function of the number of classes (``heads.cosine(scale=16.0)``).
       norm: ``none``, ``batch`` or ``layer``, before each ReLU.
       dropout: probability with which a hidden unit is dropped in training.
+      bias: biases in the hidden layers and in a ``linear`` head; False leaves them out.
       output: ``logits``, or ``mean`` for regression.
       precision: ``float32`` or ``bfloat16`` (of the computation; parameters stay float32).
 
@@ -62,5 +65,7 @@ def mlp(
     norm = check.choose("norm", norm, NORMS)
     check.number("dropout", dropout, 0.0, 0.99)
     output = check.choose("output", output, ("logits", "mean"))
-    backbone = MLPBackbone(hidden, norm, float(dropout), compute_dtype(precision))
+    backbone = MLPBackbone(hidden, norm, float(dropout), compute_dtype(precision), bool(bias))
+    if not bias and isinstance(head, str) and check.fold(head) == "linear":
+        head = linear(bias=False)
     return from_flax(Classifier(backbone, make_head(head, num_classes), output))

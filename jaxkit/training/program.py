@@ -103,7 +103,7 @@ def compile_source_init(source: Source, seeds: int | None, place: Place | None =
     return jax.jit(lambda data, keys: over_seeds(lambda k: source.init(data, k.source), seeds)(keys), **pinned(place))
 
 
-def _constrain(batch: Batch, mesh: Mesh | None, axis: int) -> Batch:
+def _constrain(batch: Batch, mesh: Mesh | None, axis: int | None) -> Batch:
     return batch if mesh is None else jax.lax.with_sharding_constraint(batch, batch_sharding(batch, mesh, axis))
 
 

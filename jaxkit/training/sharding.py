@@ -123,12 +123,15 @@ def state_shardings(shapes: PyTree, mesh: Mesh, rules: Rules = DEFAULT, *, lead:
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
-def batch_sharding(shapes: PyTree, mesh: Mesh, axis: int) -> PyTree:
-    """Split axis ``axis`` of each leaf of a batch over data and fsdp; an axis that does not divide is a UsageError."""
+def batch_sharding(shapes: PyTree, mesh: Mesh, axis: int | None) -> PyTree:
+    """Split axis ``axis`` of each leaf of a batch over data and fsdp; an axis that does not divide is a UsageError.
+
+    None leaves the batch whole on every device.
+    """
     parts = int(np.prod([mesh.shape[name] for name in BATCH_AXES]))
 
     def place(path: Any, leaf: Any) -> NamedSharding:
-        if len(leaf.shape) <= axis:
+        if axis is None or len(leaf.shape) <= axis:
             return NamedSharding(mesh, P())
         if leaf.shape[axis] % parts:
             raise check.UsageError(
