@@ -4,6 +4,7 @@ from jaxkit.data.cards import CARDS
 from jaxkit.data.checks import check_data, rows
 from jaxkit.data.loading import find_card, get, load
 from jaxkit.data.own import from_arrays, from_csv, from_file, from_folder, from_npz
+from jaxkit.data.own_graph import from_edges
 from jaxkit.data.records import Card
 from jaxkit.data.sources import (
     by_environment,
@@ -33,6 +34,7 @@ __all__ = [
     "for_layout",
     "from_arrays",
     "from_csv",
+    "from_edges",
     "from_file",
     "from_folder",
     "from_npz",

@@ -59,7 +59,10 @@ def _planetoid(name: str, features: int, nodes: int, classes: int, citation: str
         licence="MIT (tkipf/gcn)",
         citation=f"{_YANG}; {citation}",
         files=files,
-        note=f"'split' is 0 train, 1 validation (500), 2 test (1000), -1 none; the classes have no names here{note}",
+        note=(
+            "'split' is 0 train, 1 validation (500), 2 test (1000), -1 none; it runs over all components, so keep them "
+            f"(standardize with largest_component=False); the classes have no names here{note}"
+        ),
     )
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from jaxkit import check
+from jaxkit.data import tables
 from jaxkit.data.checks import check_data
 from jaxkit.data.entries import array_of, float32_of, labels_of, weights_of
 from jaxkit.data.records import Arrays, Card
 from jaxkit.data.splits import test_mask
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+LEAVE_OUT = "fill or drop them, or leave the column out by from_csv(features=[...])"
 TARGETS = ("y", "label", "labels", "target", "class")
 
 
@@ -96,69 +95,6 @@ def _part(arrays: Arrays, card: Card, split: str | None, fraction: float) -> tup
     return {name: values[chosen] for name, values in arrays.items()}, card._replace(rows=rows)
 
 
-def _column(names: Sequence[str], wanted: str, path: Path) -> int:
-    if wanted in names:
-        return names.index(wanted)
-    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(names[:12])}"
-    raise check.UsageError(f"{path} has no column {wanted!r}; {hint}")
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _table(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
-    """(column names, cells, line number of each row) of a text table."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise check.UsageError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise check.UsageError(f"{path} cannot be read as UTF-8 text: {error}") from None
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        read = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except csv.Error as error:
-        raise check.UsageError(
-            f"{path} cannot be read as a text table, near line {reader.line_num}: {error}; "
-            "check that every quotation mark is closed"
-        ) from None
-    lines = [(number, row) for number, row in read if any(row)]
-    if not lines:
-        raise check.UsageError(f"{path} is empty; expected a line of column names and one line per row")
-    names = lines[0][1]
-    if all(not math.isnan(_number(cell)) for cell in names):
-        raise check.UsageError(f"{path} has no column names; its first line is numbers ({', '.join(names[:4])}, ...)")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise check.UsageError(f"{path} has the column {twice!r} twice; give each column its own name")
-    if len(lines) == 1:
-        raise check.UsageError(f"{path} has column names and no rows")
-    for number, row in lines[1:]:
-        if len(row) != len(names):
-            raise check.UsageError(
-                f"{path} line {number} has {len(row)} cells, expected {len(names)} as in its first line"
-            )
-    return names, [row for _, row in lines[1:]], [number for number, _ in lines[1:]]
-
-
-def _numbers(cells: list[str], name: str, path: Path, lines: list[int]) -> np.ndarray:
-    values = np.asarray([_number(cell) for cell in cells], np.float64)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        raise check.UsageError(
-            f"{path} line {lines[bad[0]]}: column {name!r} holds {cells[bad[0]]!r}, expected a number "
-            f"({bad.size} such cells); fill or drop them, or leave the column out by from_csv(features=[...])"
-        )
-    return values
-
-
 def from_csv(
     path: str | Path,
     target: str | None = None,
@@ -187,27 +123,27 @@ def from_csv(
         named), a line of another length, or nearly as many classes as rows.
     """
     path = Path(path)
-    names, cells, lines = _table(path)
+    names, cells, lines = tables.read_table(path)
     if target is None:
         target = next((name for name in names if check.fold(name) in TARGETS), names[-1])
-    at = _column(names, target, path)
-    env_at = None if env is None else _column(names, env, path)
+    at = tables.column_of(names, target, path)
+    env_at = None if env is None else tables.column_of(names, env, path)
     if features is None:
         chosen = [i for i in range(len(names)) if i not in (at, env_at)]
     else:
-        chosen = [_column(names, name, path) for name in features]
+        chosen = [tables.column_of(names, name, path) for name in features]
         if at in chosen:
             raise check.UsageError(f"{path}: the target {target!r} is among the features")
     if not chosen:
         raise check.UsageError(f"{path} has no feature columns beside {target!r}")
     column = lambda i: [row[i] for row in cells]
-    x = np.stack([_numbers(column(i), names[i], path, lines) for i in chosen], axis=1)
+    x = np.stack([tables.numbers_of(column(i), names[i], path, lines, LEAVE_OUT) for i in chosen], axis=1)
 
     values: Any = column(at)
     order: list[str] = []
-    if task == "regression" or not all(_whole(cell) for cell in values):
-        if task == "regression" or sum(not math.isnan(_number(cell)) for cell in values) > len(values) // 2:
-            values = _numbers(values, target, path, lines)
+    if task == "regression" or not all(tables.is_whole(cell) for cell in values):
+        if task == "regression" or sum(not math.isnan(tables.number_of(cell)) for cell in values) > len(values) // 2:
+            values = tables.numbers_of(values, target, path, lines, LEAVE_OUT)
             if task is None and (values == np.round(values)).all():
                 raise check.UsageError(
                     f"{path}: column {target!r} holds whole numbers written as {column(at)[0]!r}; write labels as "
@@ -227,10 +163,6 @@ def from_csv(
             "name another target, or give task='regression'"
         )
     return _part(arrays, card, split, test_fraction)
-
-
-def _whole(cell: str) -> bool:
-    return cell.removeprefix("-" if cell[:1] == "-" else "+").isdecimal()
 
 
 def from_npz(
