@@ -125,7 +125,7 @@ def _labels(cells: Sequence[str], name: str, path: Path, lines: Sequence[int]) -
             )
         if cell and not whole and not math.isnan(number_of(cell)) and not is_whole(cell):
             raise check.UsageError(
-                f"{path} line {line}: column {name!r} holds {cell!r}; labels are text or whole numbers, written without "
+                f"{path} line {line}: column {name!r} holds {cell!r}; labels are text or whole numbers written without "
                 "a point"
             )
     order: list[str] = sorted(set(given), key=int) if whole else sorted(set(given))
