@@ -12,7 +12,7 @@ import optax
 from jaxkit import check, losses
 from jaxkit.learner import Batch, Key, Learner, Network, Outputs, Params, from_loss, path_name
 
-_FIRST_LAYER = r"backbone/(dense_0|layers_0)/"
+_FIRST_LAYER = r"backbone/(dense_0|layers_0)/kernel"
 
 
 def first_layer(params: Params) -> str:

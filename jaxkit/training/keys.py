@@ -21,7 +21,7 @@ class Streams(NamedTuple):
     end: jax.Array
 
 
-def streams(key: jax.Array, stage: int) -> Streams:
+def streams(key: jax.Array, stage: int | jax.Array) -> Streams:
     """The streams of stage number ``stage`` of a run with ``key``."""
     key = jax.random.fold_in(key, stage)
     return Streams(*(jax.random.fold_in(key, number) for number in range(len(Streams._fields))))
