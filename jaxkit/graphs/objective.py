@@ -28,9 +28,7 @@ def squared_norm(params: Params, pattern: str = "") -> jax.Array:
     Raises:
       UsageError: it matches none.
     """
-    leaves = [
-        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if re.search(pattern, path_name(path))
-    ]
+    leaves = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if re.search(pattern, path_name(path))]
     if not leaves:
         known = ", ".join(path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
         raise check.UsageError(f"l2_on={pattern!r} matches no parameter; they are {known}")

@@ -84,7 +84,9 @@ def _joined(graph: jraph.GraphsTuple, count: int) -> jax.Array:
 
 def _plan(features: Callable, network: Network, optimizer: optax.GradientTransformation, settings: dict) -> Plan:
     patience = settings.pop("patience")
-    learner = keep_best(node_learner(network, optimizer, **settings), lambda batch: batch["stopping"], patience=patience)
+    learner = keep_best(
+        node_learner(network, optimizer, **settings), lambda batch: batch["stopping"], patience=patience
+    )
     return on_features(learner, features)
 
 

@@ -37,7 +37,7 @@ class BestState(NamedTuple):
 
 def forget(state: BestState) -> BestState:
     """The state without its best: the next step's parameters become it."""
-    worst, infinite = jnp.full((), -1.0), jnp.full((), jnp.inf)
+    worst, infinite = jnp.full((), -1.0, jnp.float32), jnp.full((), jnp.inf, jnp.float32)
     return state._replace(
         accuracy=worst, highest=worst, loss=infinite, lowest=infinite, waited=jnp.zeros((), jnp.int32)
     )

@@ -133,7 +133,9 @@ def test_propagation_helps_on_a_graph_made_for_it():
     """Features are noisy and neighbours alike: the sum over hops must beat the features alone."""
     y, test = toy.arrays()["y"], toy.split()[2]
     out = compiled()
-    alone, together = ((np.asarray(logits).argmax(-1) == y[test]).mean() for logits in (out.logits[0], out.logits.sum(0)))
+    alone, together = (
+        (np.asarray(logits).argmax(-1) == y[test]).mean() for logits in (out.logits[0], out.logits.sum(0))
+    )
     assert together >= alone and together > 0.6
 
 
@@ -141,9 +143,7 @@ def test_renumbering_the_nodes_renumbers_the_predictions():
     order = np.random.default_rng(1).permutation(toy.NODES)
     place = np.argsort(order)
     x = toy.arrays()["x"]
-    moved = build(
-        {**x, "nodes": x["nodes"][order], "senders": place[x["senders"]], "receivers": place[x["receivers"]]}
-    )
+    moved = build({**x, "nodes": x["nodes"][order], "senders": place[x["senders"]], "receivers": place[x["receivers"]]})
     train_rows, stopping, _ = toy.split()
     data = node_data(moved, toy.arrays()["y"][order], place[train_rows], place[stopping])
     learner, fitted = standard()

@@ -1,0 +1,393 @@
+"""Rows, tables, figures and sentences of the AdaGCN study, from what its cells computed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from experiments.runner import Outcome, Table
+
+TITLES = {
+    "adagcn_samme_r": "AdaGCN, samme_r",
+    "adagcn_uniform": "AdaGCN, uniform (plain sum)",
+    "adagcn_official": "AdaGCN, official",
+    "adagcn_inverted": "AdaGCN, inverted",
+    "adagcn_shuffled": "AdaGCN, shuffled",
+    "selected": "AdaGCN, selected",
+    "best_hop": "Best single hop",
+    "mlp": "MLP without a graph",
+    "hop_regression": "Logistic regression on hops",
+    "sgc": "SGC",
+    "gcn": "GCN",
+    "gat": "GAT",
+    "appnp": "APPNP",
+    "ppnp": "PPNP",
+    "jknet": "JK-Net",
+    "gcnii": "GCNII",
+    "mixhop": "MixHop",
+}
+RANDOM = ("official", "shuffled")
+README = "AdaGCN's released README"
+PPNP = "PPNP, Table 2, as GammaGL's page repeats it"
+MEMORY = "PPNP, Table 2, from memory"
+
+
+class Published(NamedTuple):
+    """A number in print (per cent, 20 labels a class, largest component), and where it stands."""
+
+    value: float
+    tag: str
+
+
+PUBLISHED = {
+    **{
+        (name, "selected"): Published(value, README)
+        for name, value in (("citeseer", 76.68), ("cora_ml", 85.97), ("pubmed", 79.95), ("ms_academic", 93.17))
+    },
+    **{(name, "ppnp"): Published(value, PPNP) for name, value in (("citeseer", 75.83), ("cora_ml", 85.29))},
+    ("pubmed", "appnp"): Published(79.73, PPNP),
+    **{
+        (name, "appnp"): Published(value, MEMORY)
+        for name, value in (("citeseer", 75.73), ("cora_ml", 85.09), ("ms_academic", 93.27))
+    },
+    **{
+        (name, "gcn"): Published(value, MEMORY)
+        for name, value in (("citeseer", 75.40), ("cora_ml", 83.41), ("pubmed", 78.68), ("ms_academic", 92.10))
+    },
+    **{
+        (name, "gat"): Published(value, MEMORY)
+        for name, value in (("citeseer", 75.39), ("cora_ml", 84.37), ("pubmed", 77.76), ("ms_academic", 91.22))
+    },
+    **{
+        (name, "jknet"): Published(value, MEMORY)
+        for name, value in (("citeseer", 73.03), ("cora_ml", 82.69), ("pubmed", 77.88), ("ms_academic", 91.71))
+    },
+    **{
+        (f"planetoid_{name}", method): Published(value, "Planetoid split, peers' reports, from memory")
+        for method, values in {
+            "gcn": (81.5, 70.3, 79.0),
+            "sgc": (81.0, 71.9, 78.9),
+            "gat": (83.0, 72.5, 79.0),
+            "appnp": (83.3, 71.8, 80.1),
+            "gcnii": (85.5, 73.4, 80.2),
+            "mixhop": (81.9, 71.4, 80.8),
+        }.items()
+        for name, value in zip(("cora", "citeseer", "pubmed"), values)
+    },
+}
+STOPPING = "stopping accuracy, %"
+
+
+def accuracy_name(config: Any) -> str:
+    """The metric: on test nodes, or on validation nodes where those were asked for."""
+    return "validation accuracy, %" if config.validation else "test accuracy, %"
+
+
+def _main(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    return [one for one in outcomes if not one.cell.method.endswith("_depth")]
+
+
+def percent(values: Sequence[float]) -> list[float]:
+    """Fractions as per cent."""
+    return [100 * value for value in values]
+
+
+def weightings(setting: str, outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
+    """weighting -> result, for the finished AdaGCN cells of a setting."""
+    return {
+        one.cell.method.removeprefix("adagcn_"): one.result
+        for one in _main(outcomes)
+        if one.cell.setting == setting and one.cell.method.startswith("adagcn_") and one.result is not None
+    }
+
+
+def selected(setting: str, outcomes: Sequence[Outcome]) -> str | None:
+    """The weighting with the best mean stopping accuracy over the splits; None where fewer than two were run."""
+    done = weightings(setting, outcomes)
+    if len(done) < 2:
+        return None
+    mean = lambda name: sum(done[name]["stopping"]) / len(done[name]["stopping"])
+    return max(done, key=mean)
+
+
+def named_setting(setting: str, outcomes: Sequence[Outcome]) -> str:
+    """The setting, and which weighting the stopping nodes select in it: one choice for all its splits."""
+    choice = selected(setting, outcomes)
+    return setting if choice is None else f"{setting} (selected: {choice})"
+
+
+def rows(config: Any, outcomes: Sequence[Outcome]) -> list[Any]:
+    """Test and stopping accuracy of every method; the selected weighting repeated; the best single hop."""
+    from jaxkit.evaluation import make_row
+
+    as_published = config.preset == "paper"
+    metric, made = accuracy_name(config), []
+
+    def add(setting: str, key: str, result: dict[str, Any] | None, test: str = "test", stopping: str = "stopping"):
+        known = PUBLISHED.get((setting, key))
+        given = {} if known is None or config.validation else {"published": known.value, "tag": known.tag}
+        for name, field in ((metric, test), (STOPPING, stopping)):
+            values = None if result is None else percent(result[field])
+            more = {**given, "comparable": as_published} if name == metric else {}
+            made.append(make_row("adagcn", named_setting(setting, outcomes), TITLES[key], name, values, **more))
+
+    for setting in dict.fromkeys(one.cell.setting for one in _main(outcomes)):
+        choice = selected(setting, outcomes)
+        for one in [one for one in _main(outcomes) if one.cell.setting == setting]:
+            add(setting, one.cell.method, one.result)
+            if one.cell.method == "adagcn_uniform" and one.result is not None:
+                add(setting, "best_hop", one.result, "best_hop", "best_hop_stopping")
+        if choice is not None:
+            add(setting, "selected", weightings(setting, outcomes)[choice])
+    return made
+
+
+def tables(config: Any, outcomes: Sequence[Outcome]) -> dict[str, Table]:
+    """Paired differences between the weightings, both forms of +-, the architectures, and accuracy by depth."""
+    made = {}
+    ablation = ablation_rows(outcomes)
+    if ablation:
+        made["ablation"] = Table(
+            "Ablation: paired differences of test accuracy, in points, on the same splits (t interval, p by Holm)",
+            ("setting", "weighting", "against", "difference", "low", "high", "splits", "p"),
+            ablation,
+        )
+    spread = spread_rows(config, outcomes)
+    if spread:
+        made["spread"] = Table(
+            "Both forms of ± (points): the standard deviation over splits, and the half width of the 95 % bootstrap "
+            "interval of the mean, which the papers print (AdaGCN's README calls it Std)",
+            ("setting", "method", "mean", "standard deviation", "bootstrap half width", "splits"),
+            spread,
+        )
+    boosted = boosting_rows(outcomes)
+    if boosted:
+        made["hops"] = Table(
+            "Hop by hop, means over splits: accuracy of the sum of the first hops and of each hop alone (%), and the "
+            "effective sample size of the weights with which the hop was trained",
+            ("setting", "weighting", "sum over hops", "hop alone", "effective sample size"),
+            boosted,
+        )
+    built = architecture_rows(outcomes)
+    if built:
+        made["architecture"] = Table(
+            "Architectures, read off the programs: where propagation happens, sums over edges in one forward pass, "
+            "propagations of all features outside the steps, parameters, what is summed",
+            ("setting", "method", "propagation", "sums a step", "outside", "parameters", "what is summed"),
+            built,
+        )
+    deep = depth_rows(outcomes)
+    if deep:
+        made["depth"] = Table(
+            "Test accuracy (%) by depth: hops or layers", ("setting", "method", "depth", "mean", "splits"), deep
+        )
+    return made
+
+
+def ablation_rows(outcomes: Sequence[Outcome]) -> tuple[tuple[Any, ...], ...]:
+    """Every weighting against samme_r (the algorithm) and against uniform (no boosting)."""
+    from jaxkit.evaluation import compare
+
+    found = []
+    for setting in dict.fromkeys(one.cell.setting for one in _main(outcomes)):
+        done = {name: percent(result["test"]) for name, result in weightings(setting, outcomes).items()}
+        if len(done) < 2 or len({len(values) for values in done.values()}) > 1:
+            continue
+        for baseline in [name for name in ("uniform", "samme_r") if name in done]:
+            for pair in compare(done, baseline):
+                if len(done["uniform" if baseline == "uniform" else baseline]) < 2:
+                    continue
+                found.append(
+                    (setting, pair.method, pair.against, pair.difference, pair.low, pair.high, pair.n, pair.p_holm)
+                )
+    return tuple(found)
+
+
+def spread_rows(config: Any, outcomes: Sequence[Outcome]) -> tuple[tuple[Any, ...], ...]:
+    """Mean, standard deviation and bootstrap half width of every finished method with two splits or more."""
+    from jaxkit.graphs import half_widths
+
+    found = []
+    for one in _main(outcomes):
+        if one.result is None or len(one.result["test"]) < 2:
+            continue
+        values = percent(one.result["test"])
+        std, half = half_widths(values)
+        found.append((one.cell.setting, TITLES[one.cell.method], sum(values) / len(values), std, half, len(values)))
+    return tuple(found)
+
+
+def _mean(values: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(column) / len(column) for column in zip(*values, strict=True)]
+
+
+def boosting_rows(outcomes: Sequence[Outcome]) -> tuple[tuple[Any, ...], ...]:
+    """What each hop adds, for each weighting, hop 0 first."""
+    found = []
+    for setting in dict.fromkeys(one.cell.setting for one in _main(outcomes)):
+        for name, result in weightings(setting, outcomes).items():
+            line = lambda values, digits: " ".join(f"{value:.{digits}f}" for value in values)
+            together, alone = (line(percent(_mean(result[name])), 1) for name in ("depth", "single"))
+            found.append((setting, name, together, alone, line(_mean(result["ess"]), 0)))
+    return tuple(found)
+
+
+WHERE = {
+    "adagcn": ("between the trainings of hops", "h of every hop's network"),
+    "mlp": ("nowhere", "nothing"),
+    "hop_regression": ("before training", "a linear map of each hop"),
+    "sgc": ("before training", "nothing: the last hop alone"),
+    "gcn": ("in every layer of every step", "nothing: layers are composed"),
+    "gat": ("in every layer of every step, by learned weights", "nothing: layers are composed"),
+    "appnp": ("after the network, in every step", "the predictions of hops, with geometric weights"),
+    "ppnp": ("after the network, by a dense inverse", "the predictions of all nodes, by PageRank"),
+    "jknet": ("in every layer of every step", "the layers' features, concatenated"),
+    "gcnii": ("in every layer of every step", "layers with the first one added"),
+    "mixhop": ("in every layer of every step, several powers", "powers, concatenated"),
+}
+
+
+def architecture_rows(outcomes: Sequence[Outcome]) -> tuple[tuple[Any, ...], ...]:
+    """One line for each architecture of a setting; the weightings of AdaGCN share one."""
+    found = {}
+    for one in _main(outcomes):
+        if one.result is None:
+            continue
+        method = "adagcn" if one.cell.method.startswith("adagcn_") else one.cell.method
+        about, (where, summed) = one.result["architecture"], WHERE[method]
+        title = "AdaGCN" if method == "adagcn" else TITLES[method]
+        counts = about["per_step"], about["before"], about["parameters"]
+        found.setdefault((one.cell.setting, title), (where, *counts, summed))
+    return tuple((*key, *values) for key, values in found.items())
+
+
+def depth_rows(outcomes: Sequence[Outcome]) -> tuple[tuple[Any, ...], ...]:
+    """The numbers of the depth figure."""
+    found = []
+    for one in outcomes:
+        if one.cell.method.endswith("_depth") and one.result is not None:
+            title = _depth_title(one)
+            for depth, values in zip(one.cell.options["depths"], one.result["depth"], strict=True):
+                found.append((one.cell.setting, title, depth, 100 * sum(values) / len(values), len(values)))
+    return tuple(found)
+
+
+def _depth_title(one: Outcome) -> str:
+    method = one.cell.method.removesuffix("_depth")
+    return TITLES["adagcn_samme_r"] if method == "adagcn" else TITLES[method]
+
+
+def figures(config: Any, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Accuracies beside the published ones, hops, accuracy against depth, and against labels a class."""
+    from jaxkit.evaluation import bars_with_published, learning_curves
+
+    drawn = {}
+    main, metric = _main(outcomes), accuracy_name(config)
+    slug = lambda text: re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+    if main:
+        bars = bars_with_published([row for row in rows(config, outcomes) if row.metric == metric], metric)
+        drawn["accuracy"] = bars, f"{metric.split(',')[0].capitalize()}, mean and 95 % interval over splits."
+    for setting in dict.fromkeys(one.cell.setting for one in main):
+        done = weightings(setting, outcomes)
+        if done:
+            curves = {
+                name: (list(range(len(result["depth"][0]))), [percent(split) for split in result["depth"]])
+                for name, result in done.items()
+            }
+            if "uniform" in done:
+                alone = [percent(split) for split in done["uniform"]["single"]]
+                curves["hop alone (uniform)"] = (list(range(len(alone[0]))), alone)
+            figure = learning_curves(curves, metric, title=setting, xlabel="hop")
+            drawn[f"hops_{slug(setting)}"] = figure, f"{setting}: the sum over the first hops, by weighting."
+    deep = [one for one in outcomes if one.cell.method.endswith("_depth")]
+    for setting in dict.fromkeys(one.cell.setting for one in deep):
+        curves = {
+            _depth_title(one): (one.cell.options["depths"], list(zip(*map(percent, one.result["depth"]), strict=True)))
+            for one in deep
+            if one.cell.setting == setting
+        }
+        figure = learning_curves(curves, metric, title=setting, xlabel="depth")
+        caption = f"{setting}: accuracy against depth (hops of AdaGCN, SGC and APPNP; layers of GCN)."
+        drawn[slug(f"depth_{setting.split(',')[0]}")] = figure, caption
+    drawn.update(_label_figures(main, metric, slug))
+    return drawn
+
+
+def _label_figures(main: Sequence[Outcome], metric: str, slug: Any) -> dict[str, Any]:
+    """Accuracy against training nodes a class, where several numbers were asked for."""
+    from jaxkit.evaluation import learning_curves
+
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for one in main:
+        data, title = one.cell.setting.split(",")[0], TITLES[one.cell.method]
+        found.setdefault(data, {}).setdefault(title, {})[one.cell.options["labels"]] = percent(one.result["test"])
+    drawn = {}
+    for data, methods in found.items():
+        if max(len(series) for series in methods.values()) < 2:
+            continue
+        curves = {
+            title: (sorted(series), list(zip(*(series[labels] for labels in sorted(series)), strict=True)))
+            for title, series in methods.items()
+        }
+        figure = learning_curves(curves, metric, title=data, xlabel="training nodes a class")
+        drawn[f"labels_{slug(data)}"] = figure, f"{data}: accuracy against training nodes a class."
+    return drawn
+
+
+def remarks(config: Any, outcomes: Sequence[Outcome]) -> list[str]:
+    """What the ablation says, in one sentence a setting, from its numbers alone."""
+    from jaxkit.evaluation import compare
+
+    said = []
+    for setting in dict.fromkeys(one.cell.setting for one in _main(outcomes)):
+        done, choice = weightings(setting, outcomes), selected(setting, outcomes)
+        if choice is None:
+            continue
+        text = f"{setting}: by the stopping nodes the weighting {choice!r} is selected."
+        if choice in RANDOM:
+            text += " It deals the weights to the nodes at random at every epoch, so its gain comes from random "
+            text += "reweighting and not from boosting."
+        lengths = {len(result["test"]) for result in done.values()}
+        if {"samme_r", "uniform"} <= set(done) and lengths == {len(done["uniform"]["test"])} and min(lengths) > 1:
+            pair = compare({name: percent(done[name]["test"]) for name in ("samme_r", "uniform")}, "uniform")[0]
+            where = "above" if pair.low > 0 else "below" if pair.high < 0 else "not distinguishable from"
+            text += (
+                f" Boosting as the paper states it (samme_r) is {where} a plain sum over hops: "
+                f"{pair.difference:+.2f} points ({pair.low:.2f} to {pair.high:.2f}, {pair.n} splits)."
+            )
+        said.append(text)
+    return said
+
+
+def notes(config: Any, outcomes: Sequence[Outcome]) -> str:
+    """How the numbers were made."""
+    done = {one.cell.setting: one for one in _main(outcomes) if one.result is not None}
+    parts = [
+        "Accuracy on test nodes that are the same in every split; an interval is over splits (training and stopping "
+        "nodes) and says nothing of the choice of test nodes. The best state of every hop, and of every baseline, is "
+        "chosen on the stopping nodes."
+    ]
+    boosted = next((one for one in _main(outcomes) if one.cell.method.startswith("adagcn_")), None)
+    if boosted is not None:
+        options = boosted.cell.options
+        parts.append(
+            f"AdaGCN: {options['layers']} hops (0 to {options['layers'] - 1}), {options['hidden']} hidden units, "
+            f"{options['epochs']} epochs a hop, Adam 0.01, weight decay as released."
+        )
+    for setting, one in done.items():
+        train, stopping, asked = one.result["sizes"]
+        said = "".join(f" {note[0].upper()}{note[1:]}." for note in one.result["notes"])
+        fixed = " The split is fixed: runs differ in their initialisation." if one.result["fixed"] else ""
+        parts.append(
+            f"{setting}: {one.result['nodes']:,} nodes, {train} to train on, {stopping} to stop by, {asked} to "
+            f"measure on.{fixed}{said}"
+        )
+    if config.dataset == ("auto",) and config.data is None:
+        found = next(iter(dict.fromkeys(one.cell.setting for one in outcomes)), "")
+        if found.startswith("digits_knn"):
+            parts.append(
+                "Citeseer could not be had (python -m jaxkit.data get citeseer), so this is the embedded graph of "
+                "scikit-learn's digits and their nearest neighbours, for which nothing is published."
+            )
+    return " ".join(parts)
