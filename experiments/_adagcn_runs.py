@@ -152,7 +152,7 @@ def _accuracy(logits: jax.Array, y: np.ndarray) -> np.ndarray:
 def run_adagcn(graph: Prepared, todo: Sequence[Case], weighting: str, settings: Any, workdir: Path) -> dict[str, list]:
     """AdaGCN by its compiled form, split by split.
 
-    ``settings`` has layers, hidden, epochs, dropout, weight_decay, restore. Per split, means over its initialisations:
+    ``settings`` has layers, hidden, epochs, dropout, weight_decay, restore, output_relu. Per split, means over inits:
     ``test``, ``stopping`` (accuracy of the ensemble), ``depth`` and ``single`` (test accuracy of the ensemble of the
     first l + 1 hops, and of hop l alone), ``best_hop`` (test accuracy of the hop that the stopping nodes choose) and
     its ``best_hop_stopping``, ``ess`` (effective sample size with which each hop was trained).
@@ -164,6 +164,7 @@ def run_adagcn(graph: Prepared, todo: Sequence[Case], weighting: str, settings: 
         optax.adam(0.01),
         weighting=weighting,
         restore=settings.restore,
+        output_relu=settings.output_relu,
         dropout=settings.dropout,
         weight_decay=settings.weight_decay,
     )

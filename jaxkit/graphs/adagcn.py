@@ -7,8 +7,8 @@ AdaGCN of 2022). With B^(0) = X and B^(l) = A-hat B^(l-1), for l = 0, 1, ...:
 2. h^(l) = (K - 1) (log p^(l) - mean_k log p^(l)_k), p^(l) = softmax f(B^(l));
 3. w_i <- w_i exp(-h^(l)_{y_i}(x_i) / (K - 1)), normalised.
 
-Prediction: argmax_k sum_l h^(l)_k(x). A step multiplies a small batch of rows by dense weights; the sparse products, one
-for each hop, stand between the stages.
+Prediction: argmax_k sum_l h^(l)_k(x). A step multiplies a few rows by dense weights; the sparse products, one for
+each hop, stand between the stages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxkit import check
 from jaxkit.data import full_batch
 from jaxkit.graphs import boosting
 from jaxkit.graphs.objective import node_learner
-from jaxkit.graphs.stopping import BestState, forget, keep_best
+from jaxkit.graphs.stopping import BestState, best_params, forget, keep_best
 from jaxkit.graphs.structure import dense_nodes, propagate
 from jaxkit.learner import Batch, Data, Key, Learner, Metrics, Network, Outputs, Params, Plan, Stage
 
@@ -93,7 +93,7 @@ def boosting_of(
     weighting: str = "samme_r",
     warm_start: bool = True,
     restore: str = "hop",
-    output_relu: bool = True,
+    output_relu: bool = False,
     dropout: float = 0.0,
     l2: Any = 5e-3,
     l2_on: str | None = None,
@@ -127,14 +127,14 @@ def adagcn(
     include_layer0: bool = True,
     warm_start: bool = True,
     restore: str = "hop",
-    output_relu: bool = True,
+    output_relu: bool = False,
     dropout: float = 0.0,
     l2: Any = 5e-3,
     l2_on: str | None = None,
     weight_decay: Any = 1e-4,
     patience: int | None = None,
 ) -> Plan:
-    """AdaGCN as a plan of ``layers`` stages, one for each hop; ``steps`` of ``fit`` are the epochs of all hops together.
+    """AdaGCN as a plan of ``layers`` stages, one for each hop; the ``steps`` of ``fit`` are the epochs of all hops.
 
     Args:
       network: the base classifier on rows of features; the paper's has one hidden layer and no bias
@@ -149,7 +149,8 @@ def adagcn(
       warm_start: each hop starts from the network and the optimizer state of the one before.
       restore: a hop ends with the parameters that were best on the stopping nodes within this ``hop``, or within the
         ``run`` so far (the released code on a GPU), or with its last ones (``none``: the released code on a CPU).
-      output_relu: a ReLU on the logits, as in the released code.
+      output_relu: a ReLU on the logits, as in the released code; the paper's classifier has none, and a class whose
+        logits are all negative at the start of training is lost with it.
       dropout: of the features.
       l2: factor of 1/2 ||W_0||^2 (whatever ``l2_on`` matches). May be traced.
       l2_on: regular expression of parameter paths; None: the first layer.
@@ -233,14 +234,14 @@ def hop_plan(rules: Boosting, layers: int, *, combine: str = "sum", first: int =
 
     def predict(state: HopState, batch: Batch) -> Outputs:
         nodes = batch["x"]
-        numbers = jnp.arange(layers)
+        numbers, current = jnp.arange(layers), best_params(state.base)
         scores = jnp.where(numbers == state.hop, state.base.accuracy, state.scores)
         chosen = numbers == scores.argmax() if combine == "best" else numbers <= state.hop
 
         def one(signal: jax.Array, hop: tuple[jax.Array, Params, jax.Array]) -> tuple[jax.Array, jax.Array]:
             number, finished, counts = hop
             present = number == state.hop
-            params = jax.tree.map(lambda a, b: jnp.where(present, a, b), state.base.params, finished)
+            params = jax.tree.map(lambda a, b: jnp.where(present, a, b), current, finished)
             log_p = rules.log_p(state.base._replace(params=params), signal[nodes.rows])
             return propagate(nodes.graph, signal), jnp.where(counts, boosting.samme_r_scores(log_p), 0.0)
 

@@ -46,7 +46,7 @@ def _picked(values: Array, labels: Array) -> Array:
 def samme_r_weights(
     weights: Float[Array, " rows"], log_p: Float[Array, "rows classes"], labels: Int[Array, " rows"]
 ) -> Float[Array, " rows"]:
-    """w_i <- w_i exp(-(K - 1) / K y_i . log p(x_i)), normalised to sum 1, with y_i = 1 at the label, -1/(K-1) elsewhere.
+    """w_i <- w_i exp(-(K - 1) / K y_i . log p(x_i)), normalised to sum 1; y_i is 1 at the label, -1/(K-1) elsewhere.
 
     Computed in the equal form w_i exp(-h_{y_i}(x_i) / (K - 1)). (Zhu et al. 2009, Algorithm 4, 2d.)
     """

@@ -109,7 +109,7 @@ def node_mlp(
       dropout: of the features.
       patience: see ``keep_best``.
     """
-    settings = dict(l2=l2, weight_decay=weight_decay, dropout=dropout, patience=patience)
+    settings = {"l2": l2, "weight_decay": weight_decay, "dropout": dropout, "patience": patience}
     return _plan(dense_nodes, network, optimizer, settings)
 
 
@@ -137,7 +137,7 @@ def sgc(
     Source: Wu et al. 2019, Simplifying graph convolutional networks, eq. 8.
     """
     features = functools.partial(_hop, count=check.count("hops", hops, 0))
-    settings = dict(l2=l2, weight_decay=weight_decay, dropout=dropout, patience=patience)
+    settings = {"l2": l2, "weight_decay": weight_decay, "dropout": dropout, "patience": patience}
     return _plan(features, network, optimizer, settings)
 
 
@@ -165,5 +165,5 @@ def hop_regression(
     Source: Frasca et al. 2020, SIGN, eq. 3, with linear layers.
     """
     features = functools.partial(_joined, count=check.count("hops", hops, 0))
-    settings = dict(l2=l2, weight_decay=weight_decay, dropout=dropout, patience=patience)
+    settings = {"l2": l2, "weight_decay": weight_decay, "dropout": dropout, "patience": patience}
     return _plan(features, network, optimizer, settings)

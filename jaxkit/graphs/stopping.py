@@ -17,7 +17,7 @@ class BestState(NamedTuple):
 
     Attributes:
       inner: the wrapped learner's state after the last step.
-      params: its best parameters, with which it predicts.
+      params: its best parameters; zero until there are any (``best_params``).
       accuracy: on the stopping nodes, of the best parameters; -1 before the first step.
       loss: their mean cross-entropy there.
       waited: steps since accuracy or loss was last as good as its best.
@@ -43,6 +43,11 @@ def forget(state: BestState) -> BestState:
     )
 
 
+def best_params(state: BestState) -> Params:
+    """The parameters with which to predict: the best ones, and before the first step those it starts from."""
+    return jax.tree.map(lambda best, now: jnp.where(state.accuracy < 0, now, best), state.params, state.inner.params)
+
+
 def keep_best(learner: Learner, held_out: Callable[[Batch], Batch], *, patience: int | None = None) -> Learner:
     """Predict with the parameters that were best on held-out nodes: highest accuracy, among equals the lowest loss.
 
@@ -61,7 +66,9 @@ def keep_best(learner: Learner, held_out: Callable[[Batch], Batch], *, patience:
         metrics = {name: jnp.ones((), jnp.float32) for name in (*shapes, "stopping_accuracy", "stopping_loss")}
         zero = jnp.zeros(())
         start = BestState(inner, inner.params, zero, zero, jnp.zeros((), jnp.int32), zero, zero, metrics)
-        return forget(start._replace(params=jax.tree.map(jnp.copy, inner.params)))
+        # No copy of the parameters: XLA would compute the random numbers twice, in fusions whose last bits depend on the
+        # program around them, and seeds trained together would not equal single runs.
+        return forget(start._replace(params=jax.tree.map(jnp.zeros_like, inner.params)))
 
     def step(state: BestState, batch: Batch, key: Key) -> BestState:
         inner, metrics = learner.update(state.inner, batch, key)
@@ -90,6 +97,6 @@ def keep_best(learner: Learner, held_out: Callable[[Batch], Batch], *, patience:
         return state, state.metrics
 
     def predict(state: BestState, batch: Batch) -> Outputs:
-        return learner.predict(state.inner._replace(params=state.params), batch)
+        return learner.predict(state.inner._replace(params=best_params(state)), batch)
 
     return Learner(init, update, predict)

@@ -184,7 +184,7 @@ def with_pagerank(graph: jraph.GraphsTuple, alpha: float = 0.1, *, most_nodes: i
     size = graph.nodes.shape[0]
     if size > most_nodes:
         raise check.UsageError(
-            f"PPNP inverts a dense matrix of {size:,} x {size:,}; up to most_nodes={most_nodes:,} nodes, take appnp here"
+            f"PPNP inverts a dense matrix of {size:,} x {size:,}, more than most_nodes={most_nodes:,}; take appnp here"
         )
     dense = np.eye(size) - (1 - alpha) * matrix(graph).toarray().astype(np.float64)
     return graph._replace(globals=jnp.asarray(alpha * np.linalg.inv(dense), jnp.float32))
