@@ -135,9 +135,9 @@ def cells(config: Config) -> list[Cell]:
     methods = choices("method", config.methods, METHODS)
     weightings = choices("weighting", config.weighting, WEIGHTINGS)
     common = {"validation": config.validation, "known": config.known, "stopping": config.stopping}
-    made = []
+    made, asked = [], labels_asked(config)
     for name, source in settings(config).items():
-        for labels in labels_asked(config):
+        for labels in asked:
             shared = {**common, **source, "labels": labels, "seeds": config.seeds}
             boosted = {**resolved(config, name)._asdict(), "epochs": config.epochs, "restore": restore}
             boosted["output_relu"] = config.output_relu
@@ -151,7 +151,7 @@ def cells(config: Config) -> list[Cell]:
                     options = {**shared, "graph_epochs": config.graph_epochs, "splits": splits}
                     made.append(Cell(titled(name, labels), method, options | _width(config, name, method)))
         for method in DEPTH_METHODS if config.depths else ():
-            shared = {**common, **source, "labels": 20, "seeds": 1, "splits": config.depth_splits}
+            shared = {**common, **source, "labels": asked[0], "seeds": 1, "splits": config.depth_splits}
             depths = sorted({check.count("--depths", depth) for depth in config.depths})
             epochs = boosted if method == "adagcn" else {"graph_epochs": config.graph_epochs}
             made.append(Cell(f"{name}, depth", f"{method}_depth", {**shared, **epochs, "depths": depths}))
