@@ -183,6 +183,11 @@ def train(
     """
     name, found = methods.find(method)
     check.count("steps", steps), check.count("batch_size", batch_size)
+    if found.layout == "graph":
+        raise check.UsageError(
+            f"{name} trains on the nodes of a graph, and train takes rows; use jaxkit.fit with graphs.node_data, as in "
+            "notebooks/graphs.ipynb"
+        )
     given = _read(data, test, "regression" if "regression" in found.categories else None)
     arrays, held_out = given.train, given.test
     if given.card.task == "regression" and "regression" not in found.categories:

@@ -173,6 +173,8 @@ X, Y = np.zeros((20, 3), np.float32), np.arange(20) % 2
         ({"data": (X, Y * 0)}, "one class only"),
         ({"data": "mine.csv"}, "mine.csv: no such file or folder"),
         ({"data": "karate"}, "is a graph"),
+        ({"data": (X, Y), "method": "adagcn"}, "trains on the nodes of a graph"),
+        ({"data": (X, Y), "network": "gcn"}, "a graph network takes x = Nodes(rows, graph)"),
         ({"data": "digits", "method": "least_squares"}, "digits has classes, a regression needs float targets"),
         ({"data": (X, Y), "steps": 0}, "steps must be at least 1"),
         ({"data": (X[:2], Y[:2])}, "1 row for testing would leave none to train on"),
