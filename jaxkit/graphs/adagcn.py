@@ -23,7 +23,7 @@ from jaxkit import check
 from jaxkit.data import full_batch
 from jaxkit.graphs import boosting
 from jaxkit.graphs.objective import node_learner
-from jaxkit.graphs.stopping import BestState, best_params, forget, keep_best
+from jaxkit.graphs.stopping import BestState, best_params, forget, keep_best, with_params
 from jaxkit.graphs.structure import dense_nodes, propagate
 from jaxkit.learner import Batch, Data, Key, Learner, Metrics, Network, Outputs, Params, Plan, Stage
 
@@ -79,7 +79,7 @@ class Boosting(NamedTuple):
         """The state at the end of a hop: its network is the one that the hop contributes."""
         if self.restore == "none":
             return state._replace(params=state.inner.params)
-        return state._replace(inner=state.inner._replace(params=state.params))
+        return with_params(state, best_params(state))
 
     def log_p(self, state: BestState, rows: jax.Array) -> jax.Array:
         """log p of the hop's network at rows [n, F], clipped."""
@@ -242,7 +242,7 @@ def hop_plan(rules: Boosting, layers: int, *, combine: str = "sum", first: int =
             number, finished, counts = hop
             present = number == state.hop
             params = jax.tree.map(lambda a, b: jnp.where(present, a, b), current, finished)
-            log_p = rules.log_p(state.base._replace(params=params), signal[nodes.rows])
+            log_p = rules.log_p(with_params(state.base, params), signal[nodes.rows])
             return propagate(nodes.graph, signal), jnp.where(counts, boosting.samme_r_scores(log_p), 0.0)
 
         signal = dense_nodes(nodes.graph)

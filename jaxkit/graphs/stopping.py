@@ -48,6 +48,11 @@ def best_params(state: BestState) -> Params:
     return jax.tree.map(lambda best, now: jnp.where(state.accuracy < 0, now, best), state.params, state.inner.params)
 
 
+def with_params(state: BestState, params: Params) -> BestState:
+    """The state with these parameters as its present and its best ones."""
+    return state._replace(inner=state.inner._replace(params=params), params=params)
+
+
 def keep_best(learner: Learner, held_out: Callable[[Batch], Batch], *, patience: int | None = None) -> Learner:
     """Predict with the parameters that were best on held-out nodes: highest accuracy, among equals the lowest loss.
 
@@ -66,8 +71,8 @@ def keep_best(learner: Learner, held_out: Callable[[Batch], Batch], *, patience:
         metrics = {name: jnp.ones((), jnp.float32) for name in (*shapes, "stopping_accuracy", "stopping_loss")}
         zero = jnp.zeros(())
         start = BestState(inner, inner.params, zero, zero, jnp.zeros((), jnp.int32), zero, zero, metrics)
-        # No copy of the parameters: XLA would compute the random numbers twice, in fusions whose last bits depend on the
-        # program around them, and seeds trained together would not equal single runs.
+        # No copy of the parameters: XLA would compute their random numbers twice, in fusions whose last bits depend on
+        # the program around them, and seeds trained together would not equal single runs.
         return forget(start._replace(params=jax.tree.map(jnp.zeros_like, inner.params)))
 
     def step(state: BestState, batch: Batch, key: Key) -> BestState:
