@@ -4,7 +4,8 @@
 hyper-parameters, sharded, checkpointed, and compared bit for bit. A ``Batch`` is a dict with fixed meaning:
 
 ==============  ====================================================================================================
-``x``           an array or a pytree (graph, tokens, observation) whose leaves share the leading axis
+``x``           an array or a pytree (tokens, observation) whose leaves share the leading axis; or rows and what they
+                stand in (a graph, ``jaxkit.graphs.Nodes``), where the first leaf alone has one entry for each row
 ``y``           int32 labels or float targets
 ``env``         int32 environment, 0..E-1
 ``attribute``   int32 spurious attribute
@@ -84,8 +85,8 @@ class Source(NamedTuple):
         sources that act by it.
       example: ``(data, source_state, key) -> batch`` with the shapes that ``next`` will give, for sources whose
         ``next`` reads ``state``.
-      axis: the axis of a batch that is split over devices (1 where batches are ``[E, B, ...]``); None where every device
-        gets the whole batch (a graph).
+      axis: the axis of a batch that is split over devices (1 where batches are ``[E, B, ...]``); None where every
+        device gets the whole batch (a graph).
       validate: ``data -> None``; raises UsageError for concrete data that the source cannot draw from. ``fit`` calls it
         before anything is compiled.
     """
@@ -215,19 +216,29 @@ def clear_padding(batch: Batch) -> Batch:
 
     A NaN in a padding row would reach the gradient through 0 * NaN, however its loss is weighted. ``from_loss`` clears
     its batches; an update written by hand does it itself.
+
+    What is not a row is left alone, also where it happens to be as long as the batch: ``stopping``, and an ``x`` whose
+    leaves do not share the leading axes of ``valid`` (nodes and edges of a graph; a node that is no valid row is still
+    a neighbour).
     """
     if "valid" not in batch:
         return batch
     valid = batch["valid"]
+    of_rows = lambda leaf: leaf.shape[: valid.ndim] == valid.shape
 
     def clear(leaf: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact) or leaf.shape[: valid.ndim] != valid.shape:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact) or not of_rows(leaf):
             return leaf
         return jnp.where(valid.reshape(valid.shape + (1,) * (leaf.ndim - valid.ndim)), leaf, 0)
 
-    second = {"second": clear_padding(batch["second"])} if "second" in batch else {}
-    rest = {name: leaf for name, leaf in batch.items() if name != "second"}
-    return {**jax.tree.map(clear, rest), **second}
+    def part(name: str, value: PyTree) -> PyTree:
+        if name == "second":
+            return clear_padding(value)
+        if name == "stopping" or (name == "x" and not all(of_rows(leaf) for leaf in jax.tree.leaves(value))):
+            return value
+        return jax.tree.map(clear, value)
+
+    return {name: part(name, value) for name, value in batch.items()}
 
 
 def from_loss(

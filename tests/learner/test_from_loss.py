@@ -203,3 +203,14 @@ def test_nan_in_padding_reaches_nothing():
     np.testing.assert_array_equal(cleared["x"], jnp.ones((4, 3)).at[2:].set(0))
     np.testing.assert_array_equal(cleared["second"]["x"], cleared["x"])
     assert clear_padding({"x": dirty["x"]})["x"] is dirty["x"]
+
+
+def test_padding_clears_no_graph_and_no_held_out_node():
+    """Four rows in a graph of four nodes and four edges, and four stopping nodes: lengths alone tell nothing apart."""
+    ones, valid = jnp.ones((4, 3)), jnp.array([True, True, False, False])
+    x = (jnp.arange(4), {"edges": ones[:, 0], "nodes": ones, "number of nodes": jnp.array([4])})
+    batch = {"x": x, "weight": ones[:, 0], "stopping": {"x": ones, "y": jnp.arange(4)}, "valid": valid}
+    cleared = clear_padding(batch)
+    chex.assert_trees_all_equal(cleared, {**batch, "weight": jnp.array([1.0, 1.0, 0.0, 0.0])})
+    together = clear_padding({"x": {"one": ones, "two": ones[:, :1]}, "valid": valid})["x"]
+    chex.assert_trees_all_equal(together, {"one": ones.at[2:].set(0), "two": ones[:, :1].at[2:].set(0)})
