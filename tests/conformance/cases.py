@@ -17,10 +17,11 @@ import optax
 from sklearn.datasets import load_digits
 
 from jaxkit import methods
-from jaxkit.learner import Data, HostSource, Learner, Plan, Source
-from jaxkit.networks import mlp
+from jaxkit.learner import Data, HostSource, Learner, Network, Plan, Source
+from jaxkit.networks import gcn, mlp
 from jaxkit.training import optimizer
 from tests.conformance import proofs
+from tests.graphs import toy
 
 
 class Case(NamedTuple):
@@ -88,6 +89,33 @@ def cases_supervised() -> tuple[Case, ...]:
     )
 
 
+def cases_graphs() -> tuple[Case, ...]:
+    """On a graph with as many stopping nodes as labelled ones (24): what goes by length alone mixes them up."""
+    hidden, linear = mlp(toy.CLASSES, hidden=(32,), bias=False), mlp(toy.CLASSES, hidden=())
+    warm, cold = (0.3, 0.02), (0.3, 0.2)  # a hop that starts from the one before has little left to learn
+
+    def one(name: str, network: Network, fall: tuple[float, ...] = (0.3,), **fixed: Any) -> Case:
+        make = methods.find(f"graphs.{name}").method.make
+        return Case(
+            f"graphs.{name}",
+            lambda **settings: make(network, optax.adam(0.05), **fixed, **settings),
+            toy.data,
+            fall=fall,
+            swept={"l2": (1e-3, 1e-2), "weight_decay": (1e-4, 1e-2)},
+            family="graphs",
+        )
+
+    return (
+        one("adagcn", hidden, warm, layers=2),
+        one("uniform_sum", hidden, warm, layers=2),
+        one("best_hop", hidden, cold, layers=2, warm_start=False),
+        one("node_mlp", hidden),
+        one("hop_regression", linear),
+        one("sgc", linear),
+        one("node_classification", gcn(toy.CLASSES, hidden=8, dropout=0.0)),
+    )
+
+
 def cases_proofs() -> tuple[Case, ...]:
     return (
         Case("proof.two_stage", proofs.two_stage, proofs.imbalanced_digits, fall=(0.3, 0.3), family="proof"),
@@ -113,7 +141,7 @@ def cases_proofs() -> tuple[Case, ...]:
     )
 
 
-CASES: dict[str, Case] = {case.name: case for case in (*cases_supervised(), *cases_proofs())}
+CASES: dict[str, Case] = {case.name: case for case in (*cases_supervised(), *cases_graphs(), *cases_proofs())}
 
 
 def traced_settings(case: Case) -> tuple[str, ...]:

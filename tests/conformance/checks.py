@@ -242,6 +242,27 @@ def check_falls(subject: Subject) -> None:
         )
 
 
+def row_axis(source: Source | HostSource) -> int:
+    """The axis of a batch along which rows lie; 0 where no axis is split over devices."""
+    return source.axis or 0
+
+
+def on_rows(change: Callable[[jax.Array], PyTree], batch: Batch, axis: int) -> Batch:
+    """``change`` on each leaf that holds rows: the first of ``x``, and whatever has its leading axes.
+
+    The other leaves of an ``x`` hold rows only where all of them do: else they are a graph, whose nodes and edges may
+    be as many as the rows by chance. ``stopping`` holds no rows, and ``second`` is a batch of its own.
+    """
+    (first, *others), structure = jax.tree.flatten(batch["x"])
+    holds = lambda leaf: leaf.shape[: axis + 1] == first.shape[: axis + 1]
+    if all(holds(leaf) for leaf in others):
+        others = [change(leaf) for leaf in others]
+    changed = {"x": structure.unflatten([change(first), *others])}
+    for name in batch.keys() - {"x", "second", "stopping"}:
+        changed[name] = jax.tree.map(lambda leaf: change(leaf) if holds(leaf) else leaf, batch[name])
+    return {**batch, **changed}
+
+
 def with_padding(batch: Batch, axis: int, seed: int) -> Batch:
     """The batch with its last third of rows marked invalid and filled with garbage that ``seed`` names.
 
@@ -256,7 +277,7 @@ def with_padding(batch: Batch, axis: int, seed: int) -> Batch:
         valid = valid & host(batch["valid"])
 
     def spoil(leaf: jax.Array) -> jax.Array:
-        if leaf.shape[: axis + 1] != lead or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
         known = host(leaf)
         if known.dtype == bool:
@@ -269,8 +290,7 @@ def with_padding(batch: Batch, axis: int, seed: int) -> Batch:
         return jnp.asarray(np.where(mask, known, garbage), leaf.dtype)
 
     second = {"second": with_padding(batch["second"], axis, seed + 1)} if "second" in batch else {}
-    rest = {name: leaf for name, leaf in batch.items() if name not in ("second", "valid")}
-    return {**jax.tree.map(spoil, rest), **second, "valid": jnp.asarray(valid)}
+    return {**on_rows(spoil, batch, axis), **second, "valid": jnp.asarray(valid)}
 
 
 def keep_rows(rows: int) -> int:
@@ -280,15 +300,15 @@ def keep_rows(rows: int) -> int:
 
 def without_padding(batch: Batch, axis: int) -> Batch:
     """The rows that ``with_padding`` leaves valid, by themselves."""
-    lead = jax.tree.leaves(batch["x"])[0].shape[: axis + 1]
-    cut = lambda leaf: jax.lax.slice_in_dim(leaf, 0, keep_rows(lead[-1]), axis=axis)
-    return jax.tree.map(lambda leaf: cut(leaf) if leaf.shape[: axis + 1] == lead else leaf, batch)
+    cut = lambda leaf: jax.lax.slice_in_dim(leaf, 0, keep_rows(leaf.shape[axis]), axis=axis)
+    second = {"second": without_padding(batch["second"], axis)} if "second" in batch else {}
+    return {**on_rows(cut, batch, axis), **second}
 
 
 def check_padding(subject: Subject) -> None:
     """What stands in invalid rows changes no value of state or metrics."""
     for view in subject.views:
-        axis, update = view.stage.source.axis, subject.updater(view.stage)
+        axis, update = row_axis(view.stage.source), subject.updater(view.stage)
         one, two = (update(view.state, with_padding(view.batch, axis, seed), subject.key) for seed in (1, 2))
         assert_same(one, two, f"stage {view.stage.name!r}, two fillings of padding", bits=False)
 
@@ -299,7 +319,7 @@ def check_padding_absent(subject: Subject) -> None:
     To be excepted where update draws random numbers for each row, which for fewer rows are others.
     """
     for view in subject.views:
-        axis, update = view.stage.source.axis, subject.updater(view.stage)
+        axis, update = row_axis(view.stage.source), subject.updater(view.stage)
         padded = update(view.state, with_padding(view.batch, axis, 1), subject.key)
         absent = update(view.state, without_padding(view.batch, axis), subject.key)
         assert_close(absent, padded, 1e-4, f"stage {view.stage.name!r}, valid rows alone and with padding")
@@ -308,7 +328,7 @@ def check_padding_absent(subject: Subject) -> None:
 def check_predict(subject: Subject) -> None:
     """predict needs no labels, is deterministic, and padding changes no valid row."""
     learner, state = subject.plan[-1].learner, subject.first_run[0].state
-    x = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:24], subject.data["x"])
+    x = on_rows(lambda leaf: leaf[:24], {"x": jax.tree.map(jnp.asarray, subject.data["x"])}, 0)["x"]
     rows = jax.tree.leaves(x)[0].shape[0]
     predict = jax.jit(learner.predict)
     outputs = predict(state, {"x": x})

@@ -182,6 +182,20 @@ def test_padding_marks_the_last_third_of_rows():
     assert checks.without_padding(batch, 1)["x"].shape == (2, 4)
 
 
+def test_padding_of_nodes_spares_the_graph_and_the_stopping_nodes():
+    """Two rows of a graph with two nodes and two edges: its leaves are as long as the batch but one."""
+    graph = {"edges": jnp.ones(2), "nodes": jnp.ones((2, 3)), "sizes": jnp.array([2])}
+    batch = {"x": (jnp.array([1, 0]), graph), "y": jnp.array([0, 1]), "stopping": {"y": jnp.array([1, 1])}}
+    padded, cut = checks.with_padding(batch, 0, seed=1), checks.without_padding(batch, 0)
+    for changed in (padded, cut):
+        checks.assert_same(changed["x"][1], graph, "the graph")
+        checks.assert_same(changed["stopping"], batch["stopping"], "the stopping nodes")
+    np.testing.assert_array_equal(padded["valid"], [True, False])
+    assert padded["x"][0][0] == 1 and padded["x"][0].shape == (2,)
+    np.testing.assert_array_equal(cut["x"][0], [1])
+    np.testing.assert_array_equal(cut["y"], [0])
+
+
 def test_plans_are_walked_stage_by_stage():
     double = lambda state, data, key: {**state, "w": 2 * state["w"] + 1}
     plan = lambda: (Stage("a", descent(), epochs(16), end=double), Stage("b", descent(), epochs(16), begin=double))
