@@ -134,12 +134,18 @@ def rows(config: Any, outcomes: Sequence[Outcome]) -> list[Any]:
 
     for setting in dict.fromkeys(one.cell.setting for one in _main(outcomes)):
         choice = selected(setting, outcomes)
-        for one in [one for one in _main(outcomes) if one.cell.setting == setting]:
+        members = [one for one in _main(outcomes) if one.cell.setting == setting]
+        boosted = [one for one in members if one.cell.method.startswith("adagcn_")]
+        for one in boosted:
             add(setting, one.cell.method, one.result)
-            if one.cell.method == "adagcn_uniform" and one.result is not None:
-                add(setting, "best_hop", one.result, "best_hop", "best_hop_stopping")
         if choice is not None:
             add(setting, "selected", weightings(setting, outcomes)[choice])
+        for one in boosted:
+            if one.cell.method == "adagcn_uniform" and one.result is not None:
+                add(setting, "best_hop", one.result, "best_hop", "best_hop_stopping")
+        for one in members:
+            if one not in boosted:
+                add(setting, one.cell.method, one.result)
     return made
 
 
@@ -195,12 +201,13 @@ def ablation_rows(outcomes: Sequence[Outcome]) -> tuple[tuple[Any, ...], ...]:
         if len(done) < 2 or len({len(values) for values in done.values()}) > 1:
             continue
         for baseline in [name for name in ("uniform", "samme_r") if name in done]:
-            for pair in compare(done, baseline):
-                if len(done["uniform" if baseline == "uniform" else baseline]) < 2:
-                    continue
-                found.append(
+            pairs = compare(done, baseline)
+            if pairs[0].n > 1:
+                found += [
                     (setting, pair.method, pair.against, pair.difference, pair.low, pair.high, pair.n, pair.p_holm)
-                )
+                    for pair in pairs
+                    if (baseline, pair.method) != ("samme_r", "uniform")  # it stands there the other way round
+                ]
     return tuple(found)
 
 
@@ -298,7 +305,7 @@ def figures(config: Any, outcomes: Sequence[Outcome]) -> dict[str, Any]:
             if "uniform" in done:
                 alone = [percent(split) for split in done["uniform"]["single"]]
                 curves["hop alone (uniform)"] = (list(range(len(alone[0]))), alone)
-            figure = learning_curves(curves, metric, title=setting, xlabel="hop")
+            figure = learning_curves(curves, metric, title=setting, xlabel="hop", over="splits")
             drawn[f"hops_{slug(setting)}"] = figure, f"{setting}: the sum over the first hops, by weighting."
     deep = [one for one in outcomes if one.cell.method.endswith("_depth")]
     for setting in dict.fromkeys(one.cell.setting for one in deep):
@@ -307,7 +314,7 @@ def figures(config: Any, outcomes: Sequence[Outcome]) -> dict[str, Any]:
             for one in deep
             if one.cell.setting == setting
         }
-        figure = learning_curves(curves, metric, title=setting, xlabel="depth")
+        figure = learning_curves(curves, metric, title=setting, xlabel="depth", over="splits")
         caption = f"{setting}: accuracy against depth (hops of AdaGCN, SGC and APPNP; layers of GCN)."
         drawn[slug(f"depth_{setting.split(',')[0]}")] = figure, caption
     drawn.update(_label_figures(main, metric, slug))
@@ -330,7 +337,7 @@ def _label_figures(main: Sequence[Outcome], metric: str, slug: Any) -> dict[str,
             title: (sorted(series), list(zip(*(series[labels] for labels in sorted(series)), strict=True)))
             for title, series in methods.items()
         }
-        figure = learning_curves(curves, metric, title=data, xlabel="training nodes a class")
+        figure = learning_curves(curves, metric, title=data, xlabel="training nodes a class", over="splits")
         drawn[f"labels_{slug(data)}"] = figure, f"{data}: accuracy against training nodes a class."
     return drawn
 

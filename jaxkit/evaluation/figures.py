@@ -109,6 +109,7 @@ def learning_curves(
     level: float | int = 0.95,
     log_y: bool = False,
     reference: Mapping[str, float | int] | None = None,
+    over: str = "seeds",
 ) -> Figure:
     """Mean over seeds against the step, with the t-interval as a band.
 
@@ -120,6 +121,7 @@ def learning_curves(
       level: of the band.
       log_y: a logarithmic y axis (losses).
       reference: ``{label: value}``, horizontal lines such as a published accuracy.
+      over: what the runs of a curve differ in, for the title.
 
     Raises:
       UsageError: no curve, or steps and values of different length (the curve is named).
@@ -153,7 +155,7 @@ def learning_curves(
         axes.set_ylabel(_plain(metric))
         axes.margins(x=0.01)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 2.5, 5, 10]))
-        heading = title + (f"  (mean and {100 * level:g} % interval over seeds)" if with_band else "")
+        heading = title + (f"  (mean and {100 * level:g} % interval over {over})" if with_band else "")
         axes.set_title(_plain(heading.strip()))
         _legend(axes, ends)
     return figure
