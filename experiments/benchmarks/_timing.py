@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,29 @@ def interleaved(first: Callable[[], Any], second: Callable[[], Any], pairs: int 
     times = np.asarray([(seconds(first), seconds(second)) for _ in range(pairs)])
     ratios = times[:, 0] / times[:, 1]
     return {"ratio": float(np.median(ratios)), "low": float(ratios.min()), "high": float(ratios.max()), "pairs": pairs}
+
+
+def in_turn(works: Mapping[str, Callable[[], Any]], rounds: int = 5, *, warm_up: bool = True) -> dict[str, np.ndarray]:
+    """Seconds of every work in each of ``rounds`` rounds, [rounds]; a round calls all of them, one after another.
+
+    ``warm_up``: call each once before, untimed (it compiles then).
+    """
+    if warm_up:
+        for work in works.values():
+            seconds(work)
+    times = [{name: seconds(work) for name, work in works.items()} for _ in range(rounds)]
+    return {name: np.asarray([each[name] for each in times]) for name in works}
+
+
+def quotient(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """first over second, round by round: the median and the range."""
+    ratios = first / second
+    return {
+        "ratio": float(np.median(ratios)),
+        "low": float(ratios.min()),
+        "high": float(ratios.max()),
+        "rounds": len(ratios),
+    }
 
 
 def machine() -> dict[str, str]:
