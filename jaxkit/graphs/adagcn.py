@@ -57,12 +57,14 @@ class Boosting(NamedTuple):
     """What AdaGCN is made of, for the plan and for the compiled run alike (``boosting_of``).
 
     Attributes:
-      base: learns one hop from batches of rows: ``x`` [n, F], ``y``, ``weight``, and ``stopping`` ``{"x", "y"}``.
+      rows: learns from batches of rows, ``x`` [n, F], ``y``, ``weight``.
+      base: the same with the best state on the batch's ``stopping`` ``{"x", "y"}`` kept.
       weighting: one of ``boosting.WEIGHTINGS``.
       restore: which best parameters a hop ends with, one of ``RESTORES``.
       warm_start: whether a hop starts from the network and the optimizer of the hop before.
     """
 
+    rows: Learner
     base: Learner
     weighting: str
     restore: str
@@ -77,13 +79,19 @@ class Boosting(NamedTuple):
 
     def finish(self, state: BestState) -> BestState:
         """The state at the end of a hop: its network is the one that the hop contributes."""
-        if self.restore == "none":
-            return state._replace(params=state.inner.params)
-        return with_params(state, best_params(state))
+        return with_params(state, state.inner.params if self.restore == "none" else best_params(state))
 
     def log_p(self, state: BestState, rows: jax.Array) -> jax.Array:
-        """log p of the hop's network at rows [n, F], clipped."""
-        return boosting.log_probabilities(self.base.predict(state, {"x": rows})["logits"])
+        """log p, clipped, at rows [n, F] of the network of a finished hop.
+
+        It reads nothing of the stopping nodes: where no best state is restored, XLA leaves out their evaluation.
+        """
+        return boosting.log_probabilities(self.rows.predict(state.inner, {"x": rows})["logits"])
+
+
+def accuracy_of(scores: jax.Array, y: jax.Array) -> jax.Array:
+    """The share of rows whose largest score is at their label; float32."""
+    return (scores.argmax(-1) == y).mean(dtype=jnp.float32)
 
 
 def boosting_of(
@@ -114,7 +122,7 @@ def boosting_of(
         deal_weights=weighting in boosting.SHUFFLED,
     )
     base = keep_best(learner, lambda batch: batch["stopping"], patience=patience)
-    return Boosting(base, weighting, restore, bool(warm_start))
+    return Boosting(learner, base, weighting, restore, bool(warm_start))
 
 
 def adagcn(
@@ -229,13 +237,16 @@ def hop_plan(rules: Boosting, layers: int, *, combine: str = "sum", first: int =
             base=after,
             weights=boosting.next_weights(rules.weighting, state.weights, log_p, data["y"]),
             params=jax.tree.map(lambda all, one: all.at[state.hop].set(one), state.params, after.params),
-            scores=state.scores.at[state.hop].set(after.accuracy),
+            scores=state.scores.at[state.hop].set(
+                accuracy_of(rules.log_p(after, state.stopping), data["stopping"]["y"])
+            ),
         )
 
     def predict(state: HopState, batch: Batch) -> Outputs:
         nodes = batch["x"]
         numbers, current = jnp.arange(layers), best_params(state.base)
-        scores = jnp.where(numbers == state.hop, state.base.accuracy, state.scores)
+        unfinished = (numbers == state.hop) & (state.scores < 0)
+        scores = jnp.where(unfinished, state.base.accuracy, state.scores)
         chosen = numbers == scores.argmax() if combine == "best" else numbers <= state.hop
 
         def one(signal: jax.Array, hop: tuple[jax.Array, Params, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxkit.graphs import boosting
-from jaxkit.graphs.adagcn import Boosting
+from jaxkit.graphs.adagcn import Boosting, accuracy_of
 from jaxkit.graphs.stopping import BestState
 from jaxkit.learner import Key, Params
 from jaxkit.training.keys import streams
@@ -84,7 +84,9 @@ def run(rules: Boosting, rows: HopRows, key: Key, *, epochs: int) -> Run:
         state = rules.finish(state)
         after = boosting.next_weights(rules.weighting, weights, rules.log_p(state, train), rows.y)
         scores = lambda x: boosting.samme_r_scores(rules.log_p(state, x))
-        return (state, after), Run(scores(asked), scores(stopping), state.accuracy, weights, loss, state.params)
+        held = scores(stopping)
+        alone = accuracy_of(held, rows.stopping_y)
+        return (state, after), Run(scores(asked), held, alone, weights, loss, state.params)
 
     weights = jnp.full((size,), 1 / size, jnp.float32)
     first = base.init(streams(key, 0).begin, batch_of(rows.train[0], rows.stopping[0], weights))
