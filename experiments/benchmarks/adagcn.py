@@ -24,8 +24,9 @@ gets by slicing rows is told from the rest (``share_of_row_slicing``, of the log
 of rows that the layouts multiply in an epoch, 3 N to 2 n + s for N nodes, n training and s stopping nodes: more than
 that slicing alone cannot save. As in the released code on a CPU no best state is restored; nothing then depends on the
 stopping nodes, and ours leaves their evaluation out, which the released code makes after every epoch all the same.
-``..._restored`` repeats it with the best state of every hop restored, so with that evaluation, on both sides. The peer forms h on all nodes, ours on the test nodes, once for each hop. Compiling is not counted; the
-accuracies, means over the rounds, are there to show that the same thing was trained.
+``..._restored`` repeats it with the best state of every hop restored, so with that evaluation, on both sides. The peer
+forms h on all nodes, ours on the test nodes, once for each hop. Compiling is not counted; the accuracies, means over
+the rounds, are there to show that the same thing was trained.
 
 Ratios are medians over rounds, with their range; in each round everything is called once, in turn.
 """
