@@ -29,6 +29,54 @@ def test_long_tail_counts_are_the_published_profile():
     assert s.long_tail_counts(1, 7, 3).tolist() == [7]
 
 
+@pytest.mark.parametrize(
+    ("imbalance", "hundred", "ten"),
+    [(10, 19573, 20431), (50, 12608, 13996), (100, 10847, 12406), (200, 9502, 11203)],
+)
+def test_cifar_lt_has_its_published_sizes(imbalance, hundred, ten):
+    assert s.long_tail_counts(100, 500, imbalance).sum() == hundred
+    assert s.long_tail_counts(10, 5000, imbalance).sum() == ten
+
+
+def test_step_profile():
+    np.testing.assert_array_equal(s.long_tail_counts(4, 500, 100, "step"), [500, 500, 5, 5])
+    np.testing.assert_array_equal(s.long_tail_counts(5, 30, 10, "step"), [30, 30, 30, 3, 3])
+
+
+def test_pareto_profile_is_a_power_law_between_its_ends():
+    for power in (1.0, 2.0, 6.0):
+        counts = s.long_tail_counts(1000, 1280, 256, "pareto", power=power)
+        assert counts[0] == 1280 and counts[-1] == 5 and (np.diff(counts) <= 0).all()
+        # n^(-1/alpha) is linear in the rank; rounding down moves n by less than 1.
+        line = lambda n: n ** (-1 / power)
+        straight = np.interp(np.arange(1000), [0, 999], [line(1280.0), line(5.0)])
+        assert (line(counts + 1.0) <= straight + 1e-9).all() and (straight <= line(counts.astype(float)) + 1e-9).all()
+    assert s.long_tail_counts(1000, 1280, 256, "pareto").sum() == 166769  # as the docstring says; not ImageNet-LT's
+    exponential = s.long_tail_counts(10, 5000, 90)
+    np.testing.assert_allclose(s.long_tail_counts(10, 5000, 90, "pareto", power=1e8), exponential, atol=1)
+
+
+def test_balanced_twin_has_about_the_size_of_the_tail():
+    counts = s.long_tail_counts(100, 500, 100)
+    twin = s.balanced_counts(counts)
+    assert twin.tolist() == [108] * 100 and 0 <= counts.sum() - twin.sum() < 100
+    assert s.balanced_counts(np.array([120, 76, 48, 30, 19, 12, 7, 4, 3, 2])).tolist() == [32] * 10
+
+
+def test_draw_classes_nests():
+    data = labelled()
+    few, many = (s.draw_classes(data, KEY, np.full(10, n)) for n in (7, 20))
+    assert set(few["x"][:, 0]) < set(many["x"][:, 0])
+    without = s.draw_classes(data, KEY, np.array([5, 0, *[1] * 8]))
+    np.testing.assert_array_equal(np.bincount(without["y"], minlength=10), [5, 0, *[1] * 8])
+
+
+def test_the_order_says_which_class_is_large():
+    order = np.random.default_rng(0).permutation(10)
+    cut = s.long_tail(labelled(), KEY, num_classes=10, imbalance=20, profile="step", order=order)
+    np.testing.assert_array_equal(np.bincount(cut["y"])[order], [60] * 5 + [3] * 5)
+
+
 def test_long_tail_cuts_to_the_profile():
     data = labelled()
     cut = s.long_tail(data, KEY, num_classes=10, imbalance=20)
@@ -118,6 +166,12 @@ def test_rotated_environments():
     ("make", "message"),
     [
         (lambda: s.long_tail_counts(10, 100, 0.5), "imbalance must lie"),
+        (lambda: s.long_tail_counts(10, 100, 5, "exponent"), "unknown profile 'exponent'; did you mean 'exponential'"),
+        (lambda: s.long_tail_counts(10, 100, 5, "pareto", power=0), "power must be"),
+        (lambda: s.balanced_counts(np.array([1, 1, 0])), "2 rows give none to each of 3 classes"),
+        (lambda: s.draw_classes(labelled(), KEY, np.full(9, 3)), "labels must lie in 0..8"),
+        (lambda: s.long_tail(labelled(), KEY, num_classes=10, imbalance=5, order=np.arange(9)), "order must hold"),
+        (lambda: s.long_tail(labelled(), KEY, num_classes=10, imbalance=5, order=np.zeros(10, int)), "order must hold"),
         (lambda: s.label_noise(labelled(), KEY, num_classes=1, rate=0.1), "two classes"),
         (lambda: s.label_noise(labelled(), KEY, num_classes=10, rate=1.1), "rate must lie"),
         (lambda: s.missing(labelled(), KEY, rate=-0.1), "rate must lie"),
