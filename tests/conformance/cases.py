@@ -17,6 +17,7 @@ import optax
 from sklearn.datasets import load_digits
 
 from jaxkit import methods
+from jaxkit.data.shifts import long_tail_counts
 from jaxkit.learner import Data, HostSource, Learner, Network, Plan, Source
 from jaxkit.networks import gcn, mlp
 from jaxkit.training import optimizer
@@ -70,6 +71,14 @@ def line() -> Data:
     return {"x": x, "y": x @ jnp.array([2.0, -1.0, 0.0, 0.0]) + 0.5 + 0.1 * jax.random.normal(keys[1], (256,))}
 
 
+@functools.lru_cache
+def long_tailed_digits() -> Data:
+    """321 of scikit-learn's digits: 120 of class 0 to 2 of class 9."""
+    x, y = load_digits(return_X_y=True)
+    kept = np.concatenate([np.flatnonzero(y == c)[:count] for c, count in enumerate(long_tail_counts(10, 120, 60.0))])
+    return {"x": jnp.asarray(x[kept] / 16.0, jnp.float32), "y": jnp.asarray(y[kept], jnp.int32)}
+
+
 def cases_supervised() -> tuple[Case, ...]:
     erm, least_squares = (methods.find(f"supervised.{name}").method.make for name in ("erm", "least_squares"))
     return (
@@ -116,6 +125,42 @@ def cases_graphs() -> tuple[Case, ...]:
     )
 
 
+def cases_long_tailed() -> tuple[Case, ...]:
+    def one(name: str, fall: tuple[float, ...] = (0.3,), swept: dict[str, tuple[float, float]] | None = None, **fixed):
+        make = methods.find(f"long_tailed.{name}").method.make
+        return Case(
+            f"long_tailed.{name}",
+            lambda **settings: make(
+                mlp(10, hidden=(16,), norm="batch"),
+                optimizer("momentum", 0.1),
+                class_counts=np.bincount(long_tailed_digits()["y"]),
+                **fixed,
+                **settings,
+            ),
+            long_tailed_digits,
+            fall=fall,
+            swept=swept or {},
+            family="long_tailed",
+        )
+
+    margin = {"max_margin": (0.0, 0.5), "scale": (10.0, 30.0)}
+    return (
+        one("balanced_softmax"),
+        one("softmax"),
+        one("weighted_softmax"),
+        one("focal", swept={"gamma": (0.5, 2.0)}),
+        one("class_balanced", swept={"beta": (0.0, 0.999)}),
+        one("ldam", swept=margin),
+        # The second stage goes on with what the first has learnt.
+        one("ldam_drw", (0.3, 0.05), {**margin, "beta": (0.0, 0.999)}, batch_size=32),
+        one("esql", swept={"gamma": (0.1, 0.9), "threshold": (0.01, 0.1)}),
+        one("lade", swept={"alpha": (0.0, 0.1), "penalty": (0.0, 0.1)}),
+        one("logit_adjusted", swept={"tau": (0.0, 1.5)}),
+        one("vector_scaling", swept={"gamma": (0.0, 0.3), "tau": (0.0, 1.5)}),
+        one("seesaw", swept={"p": (0.0, 0.8), "q": (0.0, 2.0)}),
+    )
+
+
 def cases_proofs() -> tuple[Case, ...]:
     return (
         Case("proof.two_stage", proofs.two_stage, proofs.imbalanced_digits, fall=(0.3, 0.3), family="proof"),
@@ -141,7 +186,9 @@ def cases_proofs() -> tuple[Case, ...]:
     )
 
 
-CASES: dict[str, Case] = {case.name: case for case in (*cases_supervised(), *cases_graphs(), *cases_proofs())}
+CASES: dict[str, Case] = {
+    case.name: case for case in (*cases_supervised(), *cases_graphs(), *cases_long_tailed(), *cases_proofs())
+}
 
 
 def traced_settings(case: Case) -> tuple[str, ...]:
