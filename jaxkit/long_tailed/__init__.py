@@ -6,11 +6,17 @@
 
 Losses, corrections and methods take ``class_counts``, the training rows of each class. The functions of this package
 are losses of logits; the method of the same name is ``METHODS[name].make(network, optimizer, class_counts=...)``.
+
+Beside them stand the samplers (``samplers``), decoupled training (``decoupled``), and the protocol: training sets and
+their balanced twins (``profiles``), many-, medium- and few-shot accuracy (``groups``), relative accuracy (``relative``)
+and the survey's figures (``published``).
 """
 
 from jaxkit.learner import Method
-from jaxkit.long_tailed import loss_methods
+from jaxkit.long_tailed import decoupled, loss_methods
 from jaxkit.long_tailed.counts import check_counts, check_prior, log_prior, prior
+from jaxkit.long_tailed.decoupled import class_means, crt, joint_training, lws, ncm, nearest_mean, tau_norm
+from jaxkit.long_tailed.groups import accuracy_under, class_groups, group_accuracies, measure, present
 from jaxkit.long_tailed.lade import lade_regulariser
 from jaxkit.long_tailed.losses import (
     balanced_softmax,
@@ -28,7 +34,26 @@ from jaxkit.long_tailed.losses import (
     weighted_softmax,
 )
 from jaxkit.long_tailed.posthoc import for_prior, logit_adjustment, tau_normalize, uno_ic
+from jaxkit.long_tailed.profiles import AGNOSTIC, LongTail, long_tailed_task, row_weights, shifted_prior, shifted_test
+from jaxkit.long_tailed.relative import (
+    Training,
+    describe,
+    plan_trainings,
+    relative_accuracy,
+    relative_interval,
+    upper_reference,
+)
 from jaxkit.long_tailed.rescue import Rescue, rescue
+from jaxkit.long_tailed.samplers import (
+    SAMPLERS,
+    by_class_weight,
+    power_weights,
+    progressive_weights,
+    progressively_balanced,
+    reversed_sampling,
+    sampler,
+    square_root,
+)
 from jaxkit.losses import cross_entropy
 
 _SURVEY = "Y. Zhang et al. Deep long-tailed learning: a survey. TPAMI"
@@ -151,37 +176,141 @@ LOSS_METHODS = {
 }
 """The methods that are a loss."""
 
+_KANG = "B. Kang et al. Decoupling representation and classifier for long-tailed recognition. ICLR"
+_SAMPLING = ("class re-balancing", "re-sampling")
+_DECOUPLED = ("module improvement", "decoupled training")
+_CLASSIFIER = ("module improvement", "classifier design")
+
+DECOUPLED_METHODS = {
+    "class_balanced_sampling": Method(
+        make=decoupled.class_balanced_sampling,
+        title="Class-balanced sampling",
+        paper=_KANG,
+        year=2020,
+        categories=_SAMPLING,
+        evidence="section 3 with q = 0",
+    ),
+    "square_root_sampling": Method(
+        make=decoupled.square_root_sampling,
+        title="Square-root sampling",
+        paper=_KANG,
+        year=2020,
+        categories=_SAMPLING,
+        evidence="section 3 with q = 1/2",
+    ),
+    "progressive_sampling": Method(
+        make=decoupled.progressive_sampling,
+        title="Progressively-balanced sampling",
+        paper=_KANG,
+        year=2020,
+        categories=_SAMPLING,
+        evidence="section 3, eq. 2, with the step for the epoch; total_steps is to be given",
+    ),
+    "crt": Method(
+        make=decoupled.crt,
+        title="Decoupled, classifier re-training (cRT)",
+        paper=_KANG,
+        year=2020,
+        categories=_DECOUPLED,
+        evidence="section 4; stage 2 is 10 of 100 epochs; sampler= gives the study's IB, CB, SR and PB rows",
+        not_reproduced="batch normalisation of the frozen backbone is not in training mode, as it is in the code",
+    ),
+    "lws": Method(
+        make=decoupled.lws,
+        title="Decoupled, learnable weight scaling (LWS)",
+        paper=_KANG,
+        year=2020,
+        categories=_DECOUPLED,
+        evidence="section 4; stage 2 is 5 epochs after 90, as in the released configuration",
+        not_reproduced="batch normalisation of the frozen backbone is not in training mode, as it is in the code",
+    ),
+    "tau_norm": Method(
+        make=decoupled.tau_norm,
+        title="Decoupled, tau-normalised classifier",
+        paper=_KANG,
+        year=2020,
+        categories=_CLASSIFIER,
+        evidence="section 4, without the bias, as in the released code",
+        traced=("tau",),
+        not_reproduced="the choice of tau on validation data",
+    ),
+    "ncm": Method(
+        make=decoupled.ncm,
+        title="Decoupled, nearest class mean (NCM)",
+        paper=_KANG,
+        year=2020,
+        categories=_CLASSIFIER,
+        evidence="section 4: cosine, or Euclidean distance to the class means",
+        not_reproduced="the released code's centred and normalised features",
+    ),
+}
+"""The samplers by themselves, and the methods that balance the classifier alone."""
+
 METHODS = {
     **LOSS_METHODS,
+    **DECOUPLED_METHODS,
     # Further families stand here, one line each.
 }
 
 __all__ = [
+    "AGNOSTIC",
+    "DECOUPLED_METHODS",
     "LOSS_METHODS",
     "METHODS",
+    "SAMPLERS",
+    "LongTail",
     "Rescue",
+    "Training",
+    "accuracy_under",
     "balanced_softmax",
+    "by_class_weight",
     "check_counts",
     "check_prior",
     "class_balanced",
+    "class_groups",
+    "class_means",
     "cross_entropy",
+    "crt",
+    "describe",
     "effective_number_weights",
     "equalization",
     "focal",
     "for_prior",
+    "group_accuracies",
     "inverse_weights",
+    "joint_training",
     "lade_regulariser",
     "ldam",
     "ldam_margins",
     "log_prior",
     "logit_adjusted",
     "logit_adjustment",
+    "long_tailed_task",
+    "lws",
+    "measure",
+    "ncm",
+    "nearest_mean",
+    "plan_trainings",
+    "power_weights",
+    "present",
     "prior",
+    "progressive_weights",
+    "progressively_balanced",
+    "relative_accuracy",
+    "relative_interval",
     "rescue",
+    "reversed_sampling",
+    "row_weights",
+    "sampler",
     "seesaw",
+    "shifted_prior",
+    "shifted_test",
     "softmax",
+    "square_root",
+    "tau_norm",
     "tau_normalize",
     "uno_ic",
+    "upper_reference",
     "vector_scaling",
     "weighted_softmax",
 ]

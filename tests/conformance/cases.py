@@ -158,6 +158,14 @@ def cases_long_tailed() -> tuple[Case, ...]:
         one("logit_adjusted", swept={"tau": (0.0, 1.5)}),
         one("vector_scaling", swept={"gamma": (0.0, 0.3), "tau": (0.0, 1.5)}),
         one("seesaw", swept={"p": (0.0, 0.8), "q": (0.0, 2.0)}),
+        one("class_balanced_sampling", batch_size=32),
+        one("square_root_sampling", batch_size=32),
+        one("progressive_sampling", batch_size=32, total_steps=60),
+        one("crt", batch_size=32, classifier_share=0.5),
+        # A scale for each class changes little where the backbone and the head do not.
+        one("lws", (0.3, 0.1), batch_size=32, classifier_share=0.5),
+        one("tau_norm", swept={"tau": (0.0, 1.0)}, batch_size=32),
+        one("ncm", batch_size=32),
     )
 
 
