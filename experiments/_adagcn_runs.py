@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.first_steps import fingerprint
 from experiments.runner import Skip
 from jaxkit import check, data, graphs, networks, training
 from jaxkit.evaluation.files import write_atomic
 from jaxkit.learner import Learner
+from jaxkit.training.progress import trace
 
 LEARNING_RATE = {"sgc": 0.2, "hop_regression": 0.2}  # of SGC's released code; of the others 0.01, as in PPNP
 L2 = {  # factors of |W_0|^2 / 2 and of |theta|^2 / 2: the released codes' and papers'
@@ -46,6 +48,7 @@ class Prepared(NamedTuple):
       classes: how many.
       notes: what was done to the graph.
       fixed: the one split of a Planetoid graph, else None.
+      key: what tells graphs of one name apart.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Prepared(NamedTuple):
     classes: int
     notes: tuple[str, ...]
     fixed: graphs.Split | None
+    key: tuple[str, ...] = ()
 
 
 @functools.lru_cache(maxsize=2)
@@ -67,10 +71,10 @@ def named(name: str) -> Prepared | str:
 
 
 @functools.lru_cache(maxsize=2)
-def own(edges: Path, nodes: Path) -> Prepared:
-    """A graph of the user's own."""
+def own(edges: Path, nodes: Path, sums: tuple[str, ...]) -> Prepared:
+    """A graph of the user's own; ``sums`` of its files tell one content from another."""
     arrays, _ = data.from_edges(edges, nodes)
-    return _prepared(f"own: {nodes.name}", arrays)
+    return _prepared(f"own: {nodes.name}", arrays)._replace(key=sums)
 
 
 def _prepared(name: str, arrays: dict[str, Any]) -> Prepared:
@@ -83,10 +87,15 @@ def _prepared(name: str, arrays: dict[str, Any]) -> Prepared:
 
 def prepared(setting: str, config: Any) -> Prepared:
     """The graph of a cell; Skip says why it is not here."""
-    found = own(config.edges, config.data) if config.data is not None else named(setting)
+    found = own(config.edges, config.data, sums_of(config)) if config.data is not None else named(setting)
     if isinstance(found, str):
         raise Skip(found)
     return found
+
+
+def sums_of(config: Any) -> tuple[str, ...]:
+    """SHA-256 of the user's files."""
+    return fingerprint(config.data), fingerprint(config.edges)
 
 
 def sizes(graph: Prepared, config: Any) -> tuple[int, int]:
@@ -109,26 +118,29 @@ class Case(NamedTuple):
 
 
 def cases(graph: Prepared, config: Any, labels: int, splits: int) -> list[Case]:
-    """The splits of a cell; on a fixed split, as many initialisations instead."""
-    if graph.fixed is not None:
-        one = graph.fixed
-        return [Case(one.train, one.stopping, one.test, (number,)) for number in range(splits)]
+    """The splits of a cell; on a fixed split, as many times its initialisations. Skip where one cannot be drawn."""
     known, stopping = sizes(graph, config)
     made = []
     for number, seed in enumerate(graphs.split_seeds(splits, test=not config.validation)):
-        split = graphs.ppnp_split(graph.y, seed, labels_per_class=labels, stopping=stopping, known=known)
+        if graph.fixed is not None:
+            split = graph.fixed
+        else:
+            try:
+                split = graphs.ppnp_split(graph.y, seed, labels_per_class=labels, stopping=stopping, known=known)
+            except check.UsageError as error:
+                raise Skip(str(error)) from None
         inits = tuple(range(number * config.seeds, (number + 1) * config.seeds))
         asked = split.validation if config.validation else split.test
         made.append(Case(split.train, split.stopping, asked, inits))
     return made
 
 
-_hop_cache: dict[tuple[str, int], np.ndarray] = {}
+_hop_cache: dict[tuple[Any, ...], np.ndarray] = {}
 
 
 def hops_of(graph: Prepared, layers: int) -> np.ndarray:
     """Every hop of all nodes, kept for the next cell of the same graph (one graph at a time)."""
-    place = (graph.name, layers)
+    place = (graph.name, graph.key, layers)
     if place not in _hop_cache:
         _hop_cache.clear()
         _hop_cache[place] = graphs.hops(graph.graph, layers)
@@ -149,7 +161,9 @@ def _accuracy(logits: jax.Array, y: np.ndarray) -> np.ndarray:
     return (np.asarray(logits).argmax(-1) == y).mean(-1)
 
 
-def run_adagcn(graph: Prepared, todo: Sequence[Case], weighting: str, settings: Any, workdir: Path) -> dict[str, list]:
+def run_adagcn(
+    graph: Prepared, todo: Sequence[Case], weighting: str, settings: Any, workdir: Path, profile: Path | None = None
+) -> dict[str, list]:
     """AdaGCN by its compiled form, split by split.
 
     ``settings`` has layers, hidden, epochs, dropout, weight_decay, restore, output_relu. Per split, means over inits:
@@ -183,7 +197,8 @@ def run_adagcn(graph: Prepared, todo: Sequence[Case], weighting: str, settings: 
     def each(case: Case) -> dict[str, Any]:
         rows, found = rows_of(case), []
         for init in case.inits:
-            out = train(rows, jax.random.key(init))
+            with trace(profile if init == 1 else None):  # the first has the compilation in it
+                out = jax.block_until_ready(train(rows, jax.random.key(init)))
             if not bool(jnp.isfinite(out.loss).all()):
                 raise training.NonFiniteError(f"the loss of AdaGCN ({weighting}) is not finite")
             single = _accuracy(out.logits, graph.y[case.asked])
@@ -227,7 +242,13 @@ def baseline(method: str, graph: Prepared, settings: Any, depth: int | None = No
 
 
 def run_baseline(
-    method: str, graph: Prepared, todo: Sequence[Case], settings: Any, workdir: Path, depth: int | None = None
+    method: str,
+    graph: Prepared,
+    todo: Sequence[Case],
+    settings: Any,
+    workdir: Path,
+    depth: int | None = None,
+    profile: Path | None = None,
 ) -> dict[str, list]:
     """A baseline through ``fit``, split by split; test and stopping accuracy of its best state, means over inits."""
     made, world = baseline(method, graph, settings, depth)
@@ -240,7 +261,8 @@ def run_baseline(
         given = graphs.node_data(world, graph.y, case.train, case.stopping)
         found = []
         for init in case.inits:
-            fitted = training.fit(made, given, key=init, steps=settings.graph_epochs, source=source, progress=False)
+            how = {"source": source, "progress": False, "profile": profile if init == 0 else None}
+            fitted = training.fit(made, given, key=init, steps=settings.graph_epochs, **how)
             accuracy = lambda rows: float(
                 _accuracy(predict(fitted.state, {"x": graphs.Nodes(jnp.asarray(rows), world)})["logits"], graph.y[rows])
             )
@@ -285,7 +307,7 @@ class Architecture(NamedTuple):
 
 def architecture(method: str, graph: Prepared, settings: Any) -> dict[str, int]:
     """The architecture of a method on a graph, read off its shapes and its program."""
-    if method.startswith("adagcn"):
+    if method.startswith("adagcn") or method == "released":
         layers = max(getattr(settings, "depths", [settings.layers]))
         width = graph.graph.nodes.shape[1]
         one = width * settings.hidden + settings.hidden * graph.classes

@@ -17,11 +17,12 @@ from jaxkit import check
 
 WEIGHTINGS = ("samme_r", "uniform", "official", "inverted", "shuffled")
 GRAPH_NETWORKS = ("gcn", "gat", "appnp", "ppnp", "jknet", "gcnii", "mixhop")
-METHODS = ("adagcn", "mlp", "hop_regression", "sgc", *GRAPH_NETWORKS)
+METHODS = ("adagcn", "released", "mlp", "hop_regression", "sgc", *GRAPH_NETWORKS)
 DATASETS = ("citeseer", "cora_ml", "pubmed", "ms_academic", "cora", "digits_knn", "karate",
             "planetoid_cora", "planetoid_citeseer", "planetoid_pubmed")  # fmt: skip
 EMBEDDED = "digits_knn"
 DEPTH_METHODS = ("adagcn", "gcn", "sgc", "appnp")
+PROTOCOL_SPLITS = 20
 
 
 class Paper(NamedTuple):
@@ -39,6 +40,7 @@ PAPER = {
     "pubmed": Paper(20, 5000, 0.2, 1e-4),
     "ms_academic": Paper(5, 3000, 0.2, 1e-4),
 }
+RELEASED = {"weighting": "official", "restore": "none", "output_relu": True}
 ELSEWHERE = Paper(12, 5000, 0.0, 1e-4)  # for graphs that the README does not have: Cora-ML's
 
 
@@ -47,9 +49,10 @@ class Config(Options):
     """AdaGCN, its ablations and its baselines on graphs with few labels, or on your own graph."""
 
     methods: tuple[str, ...] = METHODS
-    """adagcn, mlp, hop_regression, sgc, gcn, gat, appnp, ppnp, jknet, gcnii, mixhop."""
+    """adagcn, released (AdaGCN as its released code computes it on a CPU: the weighting official, a ReLU on the
+    logits, no best state restored), mlp, hop_regression, sgc, gcn, gat, appnp, ppnp, jknet, gcnii, mixhop."""
     weighting: tuple[str, ...] = WEIGHTINGS
-    """Of adagcn: samme_r (the paper's algorithm), uniform, official (the released code's), inverted, shuffled."""
+    """Of adagcn: samme_r (the paper's), uniform, official (the released code's weights), inverted, shuffled."""
     dataset: tuple[str, ...] = ("auto",)
     """citeseer, cora_ml, pubmed, ms_academic, cora, digits_knn, karate, planetoid_cora, planetoid_citeseer,
     planetoid_pubmed; auto: citeseer where it can be had, else digits_knn, which is embedded."""
@@ -76,8 +79,9 @@ class Config(Options):
     restore: str = "hop"
     """The state a hop ends with: the best of the hop, or the released code's: of the run (GPU), none (CPU)."""
     depths: tuple[int, ...] = ()
-    """Depths of the figure of accuracy against depth, which is drawn for the first data set."""
-    depth_splits: int = 2
+    """Depths of the figure of accuracy against depth, drawn for the first data set: those of adagcn, gcn, sgc and appnp
+    that are among the methods; one initialisation a split."""
+    depth_splits: int = 3
     """Splits of that figure."""
     output_relu: bool = False
     """A ReLU on AdaGCN's logits, as in the released code."""
@@ -106,7 +110,7 @@ PRESETS = {
         graph_epochs=100,
     ),
     "quick": Config(methods=QUICK, splits=5, graph_splits=5, hidden=64, epochs=60, graph_epochs=200),
-    "standard": Config(dataset=("citeseer", "cora_ml"), graph_epochs=200, depths=tuple(range(1, 11))),
+    "standard": Config(dataset=("citeseer", "cora_ml"), graph_splits=10, graph_epochs=200, depths=tuple(range(1, 11))),
     "paper": Config(
         dataset=("citeseer", "cora_ml", "pubmed", "ms_academic"),
         graph_splits=20,
@@ -131,30 +135,39 @@ def cells(config: Config) -> list[Cell]:
     for name, high in (("weight_decay", 1.0), ("dropout", 0.99)):
         if getattr(config, name) is not None:
             check.number(f"--{name.replace('_', '-')}", getattr(config, name), 0.0, high)
+    for name in ("splits", "graph_splits", "depth_splits"):
+        if getattr(config, name) > PROTOCOL_SPLITS:
+            raise check.UsageError(f"--{name.replace('_', '-')}: the protocol has {PROTOCOL_SPLITS} split seeds")
     restore = check.choose("--restore", config.restore, ("hop", "run", "none"))
     methods = choices("method", config.methods, METHODS)
     weightings = choices("weighting", config.weighting, WEIGHTINGS)
     common = {"validation": config.validation, "known": config.known, "stopping": config.stopping}
     made, asked = [], labels_asked(config)
     for name, source in settings(config).items():
+        if name.startswith("planetoid_") and (asked != (20,) or config.known or config.stopping):
+            raise check.UsageError(f"{name} has a fixed split: leave out --labels-per-class, --known and --stopping")
         for labels in asked:
             shared = {**common, **source, "labels": labels, "seeds": config.seeds}
-            boosted = {**resolved(config, name)._asdict(), "epochs": config.epochs, "restore": restore}
-            boosted["output_relu"] = config.output_relu
+            boosted = {**resolved(config, name)._asdict(), "epochs": config.epochs}
+            asked_for = {"restore": restore, "output_relu": config.output_relu}
             for method in methods:
+                setting = titled(name, labels, config.validation)
                 if method == "adagcn":
                     for weighting in weightings:
-                        options = {**shared, **boosted, "weighting": weighting, "splits": config.splits}
-                        made.append(Cell(titled(name, labels), f"adagcn_{weighting}", options))
+                        options = {**shared, **boosted, **asked_for, "weighting": weighting, "splits": config.splits}
+                        made.append(Cell(setting, f"adagcn_{weighting}", options))
+                elif method == "released":
+                    options = {**shared, **boosted, **RELEASED, "splits": config.splits}
+                    made.append(Cell(setting, "released", options))
                 else:
                     splits = config.graph_splits if method in GRAPH_NETWORKS else config.splits
                     options = {**shared, "graph_epochs": config.graph_epochs, "splits": splits}
-                    made.append(Cell(titled(name, labels), method, options | _width(config, name, method)))
+                    made.append(Cell(setting, method, options | _width(config, name, method)))
         first = not any(cell.method.endswith("_depth") for cell in made)
-        for method in DEPTH_METHODS if config.depths and first else ():
+        for method in [one for one in DEPTH_METHODS if one in methods] if config.depths and first else ():
             shared = {**common, **source, "labels": asked[0], "seeds": 1, "splits": config.depth_splits}
             depths = sorted({check.count("--depths", depth) for depth in config.depths})
-            epochs = boosted if method == "adagcn" else {"graph_epochs": config.graph_epochs}
+            epochs = {**boosted, **asked_for} if method == "adagcn" else {"graph_epochs": config.graph_epochs}
             made.append(Cell(f"{name}, depth", f"{method}_depth", {**shared, **epochs, "depths": depths}))
     return made
 
@@ -164,12 +177,11 @@ def settings(config: Config) -> dict[str, dict[str, Any]]:
     if (config.data is None) != (config.edges is None):
         raise check.UsageError("your own graph needs both --data (a table of nodes) and --edges (a table of edges)")
     if config.data is not None:
-        from experiments._adagcn_runs import own
-        from experiments.first_steps import fingerprint
+        from experiments._adagcn_runs import own, sums_of
 
-        sums = {"nodes": fingerprint(config.data), "edges": fingerprint(config.edges)}
-        own(config.edges, config.data)  # what is wrong with it is said before anything runs
-        return {f"own: {config.data.name}": sums}
+        sums = sums_of(config)
+        own(config.edges, config.data, sums)  # what is wrong with it is said before anything runs
+        return {f"own: {config.data.name}": dict(zip(("nodes", "edges"), sums, strict=True))}
     return {_found(name): {} for name in choices("dataset", config.dataset, ("auto", *DATASETS))}
 
 
@@ -207,9 +219,10 @@ def _width(config: Config, name: str, method: str) -> dict[str, int]:
     return {"hidden": resolved(config, name).hidden} if method == "mlp" else {}
 
 
-def titled(name: str, labels: int) -> str:
-    """The setting's name; 20 labels a class are the protocol's and go without saying."""
-    return name if labels == 20 else f"{name}, {labels} labels a class"
+def titled(name: str, labels: int, validation: bool) -> str:
+    """The setting's name; 20 labels a class and the test nodes are the protocol's and go without saying."""
+    words = [name] + [f"{labels} labels a class"] * (labels != 20) + ["validation nodes"] * validation
+    return ", ".join(words)
 
 
 def run_cell(cell: Cell, config: Config, context: Context) -> dict[str, Any]:
@@ -232,10 +245,10 @@ def run_cell(cell: Cell, config: Config, context: Context) -> dict[str, Any]:
         found = runs.run_depths(cell.method.removesuffix("_depth"), graph, todo, options, context.workdir)
         shown = ", ".join(f"{depth}: {sum(v) / len(v):.3f}" for depth, v in zip(options.depths, found["depth"]))
         return {**found, **about, "headline": f"accuracy at depth {shown}"}
-    if cell.method.startswith("adagcn_"):
-        found = runs.run_adagcn(graph, todo, options.weighting, options, context.workdir)
+    if cell.method.startswith("adagcn_") or cell.method == "released":
+        found = runs.run_adagcn(graph, todo, options.weighting, options, context.workdir, context.profile)
     else:
-        found = runs.run_baseline(cell.method, graph, todo, options, context.workdir)
+        found = runs.run_baseline(cell.method, graph, todo, options, context.workdir, profile=context.profile)
     mean = sum(found["test"]) / len(found["test"])
     what = "validation" if config.validation else "test"
     return {**found, **about, "headline": f"{what} accuracy {100 * mean:.2f} % over {len(todo)} splits"}
@@ -246,7 +259,7 @@ def seconds(cell: Cell, config: Config) -> float:
     small = 0.2 if cell.setting.startswith(("digits", "karate", "own")) else 1.0
     options, method = cell.options, cell.method.removesuffix("_depth")
     runs = options["splits"] * options["seeds"]
-    if method.startswith("adagcn"):
+    if method.startswith("adagcn") or method == "released":
         layers = max(options.get("depths", [options["layers"]]))
         return 8 + runs * layers * options["epochs"] * small * (0.002 + 1.5e-5 * options["hidden"])
     step = {"mlp": 0.003, "sgc": 0.002, "hop_regression": 0.004, "gcn": 0.014, "gat": 0.025, "appnp": 0.018,

@@ -22,7 +22,7 @@ import optax
 from jaxkit import check
 from jaxkit.data import full_batch
 from jaxkit.graphs import boosting
-from jaxkit.graphs.objective import node_learner
+from jaxkit.graphs.objective import first_layer_penalty, node_learner
 from jaxkit.graphs.stopping import BestState, best_params, forget, keep_best, with_params
 from jaxkit.graphs.structure import dense_nodes, propagate
 from jaxkit.learner import Batch, Data, Key, Learner, Metrics, Network, Outputs, Params, Plan, Stage
@@ -121,7 +121,8 @@ def boosting_of(
         output_relu=output_relu,
         deal_weights=weighting in boosting.SHUFFLED,
     )
-    base = keep_best(learner, lambda batch: batch["stopping"], patience=patience)
+    penalty = first_layer_penalty(l2, l2_on)
+    base = keep_best(learner, lambda batch: batch["stopping"], patience=patience, penalty=penalty)
     return Boosting(learner, base, weighting, restore, bool(warm_start))
 
 

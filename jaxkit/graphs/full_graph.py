@@ -7,7 +7,7 @@ from typing import Any
 import optax
 
 from jaxkit import check
-from jaxkit.graphs.objective import node_learner
+from jaxkit.graphs.objective import first_layer_penalty, node_learner
 from jaxkit.graphs.stopping import keep_best
 from jaxkit.graphs.structure import Nodes
 from jaxkit.learner import Batch, Learner, Network
@@ -46,4 +46,4 @@ def node_classification(
             raise check.UsageError("node_classification needs stopping nodes: node_data(graph, y, rows, stopping)")
         return {"x": Nodes(batch["stopping"]["rows"], batch["x"].graph), "y": batch["stopping"]["y"]}
 
-    return keep_best(learner, stopping, patience=patience)
+    return keep_best(learner, stopping, patience=patience, penalty=first_layer_penalty(l2, l2_on))

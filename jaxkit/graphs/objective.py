@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import optax
 
 from jaxkit import check, losses
 from jaxkit.learner import Batch, Key, Learner, Network, Outputs, Params, from_loss, path_name
+from jaxkit.networks.graph import drop
 
 _FIRST_LAYER = r"backbone/(dense_0|layers_0)/kernel"
 
@@ -35,16 +37,25 @@ def squared_norm(params: Params, pattern: str = "") -> jax.Array:
     return sum((jnp.sum(jnp.square(leaf)) for leaf in leaves), jnp.zeros(()))
 
 
-def drop(x: Any, rate: Any, key: Key) -> Any:
-    """Inverted dropout of the floats of a pytree: each kept with probability 1 - rate and then divided by it."""
-    leaves, tree = jax.tree.flatten(x)
-    dropped = []
-    for number, leaf in enumerate(leaves):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, leaf.shape)
-            leaf = jnp.where(kept, leaf / (1 - rate), 0.0).astype(leaf.dtype)
-        dropped.append(leaf)
-    return jax.tree.unflatten(tree, dropped)
+def first_layer_penalty(l2: Any, l2_on: str | None = None) -> Callable[[Params], jax.Array]:
+    """params -> l2/2 ||theta_first||^2; see ``node_learner``."""
+
+    def penalty(params: Params) -> jax.Array:
+        if isinstance(l2, (int, float)) and l2 == 0:  # a network without such a layer can be trained then
+            return jnp.zeros(())
+        return l2 / 2 * squared_norm(params, first_layer(params) if l2_on is None else l2_on)
+
+    return penalty
+
+
+def dealt(weights: jax.Array, key: Key, valid: jax.Array | None = None) -> jax.Array:
+    """The weights [n] in random order; those of invalid rows stay where they are."""
+    chance = jax.random.uniform(key, weights.shape)
+    if valid is None:
+        return weights[jnp.argsort(chance)]
+    places = jnp.argsort(~valid, stable=True)  # the valid rows, in order, before the others
+    order = jnp.argsort(jnp.where(valid, chance, 2.0))  # the valid rows, at random, before the others
+    return weights.at[places].set(jnp.where(valid[places], weights[order], weights[places]))
 
 
 def node_learner(
@@ -79,6 +90,7 @@ def node_learner(
     check.number("weight_decay", weight_decay, 0.0)
     check.number("dropout", dropout, 0.0, 0.99)
     finish = jax.nn.relu if output_relu else lambda logits: logits
+    penalty = first_layer_penalty(l2, l2_on)
 
     def loss(params, state, batch: Batch, key: Key):
         network_key, drop_key, deal_key = jax.random.split(key, 3)
@@ -88,16 +100,14 @@ def node_learner(
         outputs, variables = network.apply(params, state.variables, x, train=True, key=network_key, valid=valid)
         rows = losses.cross_entropy(finish(outputs["logits"]), batch["y"])
         weights = batch.get("weight", jnp.ones(rows.shape))
-        if deal_weights:
-            weights = jax.random.permutation(deal_key, weights)
         if valid is not None:
             rows, weights = jnp.where(valid, rows, 0.0), jnp.where(valid, weights, 0.0)
+        if deal_weights:
+            weights = dealt(weights, deal_key, valid)
         value = jnp.sum(weights * rows) / jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)
-        # A static 0 leaves the term out, so that a network without such a layer can be trained.
-        first = first_layer(params) if l2_on is None else l2_on
-        for factor, pattern in ((l2, first), (weight_decay, "")):
-            if not (isinstance(factor, (int, float)) and factor == 0):
-                value = value + factor / 2 * squared_norm(params, pattern)
+        value = value + penalty(params)
+        if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
+            value = value + weight_decay / 2 * squared_norm(params)
         return value, (state._replace(variables=variables), {})
 
     learner = from_loss(network, loss, optimizer)

@@ -13,7 +13,7 @@ import optax
 
 from jaxkit import check
 from jaxkit.data import full_batch
-from jaxkit.graphs.objective import node_learner
+from jaxkit.graphs.objective import first_layer_penalty, node_learner
 from jaxkit.graphs.stopping import keep_best
 from jaxkit.graphs.structure import dense_nodes, propagate
 from jaxkit.learner import Batch, Data, Key, Learner, Metrics, Network, Outputs, Plan, Stage, State
@@ -82,12 +82,18 @@ def _joined(graph: jraph.GraphsTuple, count: int) -> jax.Array:
     return jnp.concatenate(signals, axis=1)
 
 
-def _plan(features: Callable, network: Network, optimizer: optax.GradientTransformation, settings: dict) -> Plan:
-    patience = settings.pop("patience")
-    learner = keep_best(
-        node_learner(network, optimizer, **settings), lambda batch: batch["stopping"], patience=patience
-    )
-    return on_features(learner, features)
+def _plan(
+    features: Callable,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    l2: Any,
+    weight_decay: Any,
+    dropout: float,
+    patience: int | None,
+) -> Plan:
+    learner = node_learner(network, optimizer, l2=l2, weight_decay=weight_decay, dropout=dropout)
+    held_out = lambda batch: batch["stopping"]
+    return on_features(keep_best(learner, held_out, patience=patience, penalty=first_layer_penalty(l2)), features)
 
 
 def node_mlp(
@@ -109,8 +115,7 @@ def node_mlp(
       dropout: of the features.
       patience: see ``keep_best``.
     """
-    settings = {"l2": l2, "weight_decay": weight_decay, "dropout": dropout, "patience": patience}
-    return _plan(dense_nodes, network, optimizer, settings)
+    return _plan(dense_nodes, network, optimizer, l2, weight_decay, dropout, patience)
 
 
 def sgc(
@@ -137,8 +142,7 @@ def sgc(
     Source: Wu et al. 2019, Simplifying graph convolutional networks, eq. 8.
     """
     features = functools.partial(_hop, count=check.count("hops", hops, 0))
-    settings = {"l2": l2, "weight_decay": weight_decay, "dropout": dropout, "patience": patience}
-    return _plan(features, network, optimizer, settings)
+    return _plan(features, network, optimizer, l2, weight_decay, dropout, patience)
 
 
 def hop_regression(
@@ -165,5 +169,4 @@ def hop_regression(
     Source: Frasca et al. 2020, SIGN, eq. 3, with linear layers.
     """
     features = functools.partial(_joined, count=check.count("hops", hops, 0))
-    settings = {"l2": l2, "weight_decay": weight_decay, "dropout": dropout, "patience": patience}
-    return _plan(features, network, optimizer, settings)
+    return _plan(features, network, optimizer, l2, weight_decay, dropout, patience)

@@ -89,6 +89,8 @@ def ppnp_split(
         raise check.UsageError(
             f"known={known} leaves no test node, {len(labelled)} nodes have a label; give known= below that"
         )
+    if y[labelled].max() == 0:
+        raise check.UsageError("every label is 0; a classifier needs nodes of two classes or more")
     empty = np.flatnonzero(np.bincount(y[labelled]) == 0)
     if empty.size:
         raise check.UsageError(f"class {empty[0]} has no node; number the classes that have nodes 0, 1, 2, ...")

@@ -49,7 +49,7 @@ def standardize(arrays: dict[str, Any], *, l1_features: bool = True, largest_com
         0..N-1; negative, NaN or infinite weights; NaN or infinite features; no labelled node (y >= 0).
     """
     x, y = _graph(arrays), np.asarray(arrays["y"])
-    size = _features(x["nodes"])
+    size = check_features(x["nodes"])
     further = {name: np.asarray(values) for name, values in arrays.items() if name != "x"}
     for name, values in further.items():
         if values.shape[:1] != (size,):
@@ -104,9 +104,17 @@ def _graph(arrays: dict[str, Any]) -> dict[str, Any]:
     return {"weights": np.ones(len(x["senders"]), np.float32), **x}
 
 
-def _features(nodes: Any) -> int:
-    """The number of nodes of features that are well formed."""
+def check_features(nodes: Any) -> int:
+    """The number of nodes of features that are well formed.
+
+    Raises:
+      UsageError: sparse features without one of their arrays, unsorted or outside their shape; dense ones that are not
+        [nodes, features] numbers; NaN or infinity.
+    """
     if isinstance(nodes, dict):
+        absent = [name for name in ("values", "rows", "columns", "shape") if name not in nodes]
+        if absent:
+            raise check.UsageError(f"sparse features need {absent[0]!r}, they have {', '.join(sorted(nodes))}")
         size, width = (int(number) for number in nodes["shape"])
         rows, columns, values = (np.asarray(nodes[name]) for name in ("rows", "columns", "values"))
         places = rows.astype(np.int64) * width + columns
@@ -118,8 +126,12 @@ def _features(nodes: Any) -> int:
         values = np.asarray(nodes)
         if values.ndim != 2:
             raise check.UsageError(f"nodes must hold features [nodes, features], got shape {list(values.shape)}")
+        if values.shape[1] == 0:
+            raise check.UsageError("nodes has no features; give at least one column, for example the degree")
         size = len(values)
         rows = np.arange(size)
+    if values.dtype.kind not in "biuf":
+        raise check.UsageError(f"features must be numbers, got dtype {values.dtype}")
     bad = np.unique(rows[np.nonzero(~np.isfinite(values))[0]])
     if bad.size:
         raise check.UsageError(

@@ -19,6 +19,7 @@ import scipy.sparse
 from jaxtyping import Array, Float, Int
 
 from jaxkit import check
+from jaxkit.graphs.standardize import check_features
 from jaxkit.learner import Data
 
 PIECE = 4096  # entries of a sparse product at once: on a CPU, products of all of them (36 MB on Cora-ML) cost thrice
@@ -137,13 +138,14 @@ def build(x: dict[str, Any]) -> jraph.GraphsTuple:
     before.
 
     Raises:
-      UsageError: an array is missing, or the edges are not those of a symmetric matrix without self loops
+      UsageError: an array is missing or malformed, or the edges are not those of a symmetric matrix without self loops
         (``standardize`` makes them so).
     """
     for name in ("nodes", "senders", "receivers", "weights"):
         if name not in x:
             raise check.UsageError(f"a graph needs the array {name!r}, it has {', '.join(sorted(x)) or 'nothing'}")
     nodes = x["nodes"]
+    check_features(nodes)
     if isinstance(nodes, dict):
         features: Any = Sparse(
             jnp.asarray(nodes["values"], jnp.float32),
@@ -155,6 +157,11 @@ def build(x: dict[str, Any]) -> jraph.GraphsTuple:
         features = jnp.asarray(nodes, jnp.float32)
     size = features.shape[0]
     senders, receivers, weights = (np.asarray(x[name]) for name in ("senders", "receivers", "weights"))
+    if not senders.shape == receivers.shape == weights.shape or senders.ndim != 1:
+        shapes = ", ".join(str(list(part.shape)) for part in (senders, receivers, weights))
+        raise check.UsageError(f"senders, receivers and weights must be three vectors of one length, got {shapes}")
+    if not (np.isfinite(weights).all() and (weights > 0).all()):
+        raise check.UsageError("weights of edges must be finite numbers above 0; call standardize() first")
     if senders.size and (min(senders.min(), receivers.min()) < 0 or max(senders.max(), receivers.max()) >= size):
         raise check.UsageError(f"an edge joins nodes outside 0..{size - 1}")
     adjacency = scipy.sparse.csr_array((weights, (receivers, senders)), shape=(size, size))
@@ -190,7 +197,7 @@ def with_pagerank(graph: jraph.GraphsTuple, alpha: float = 0.1, *, most_nodes: i
     return graph._replace(globals=jnp.asarray(alpha * np.linalg.inv(dense), jnp.float32))
 
 
-def node_data(graph: jraph.GraphsTuple, y: Int[np.ndarray, " nodes"], rows: Any, stopping: Any = None) -> Data:
+def node_data(graph: jraph.GraphsTuple, y: Any, rows: Any, stopping: Any = None) -> Data:
     """What ``fit`` takes: the labelled nodes ``rows`` in their graph, and the nodes by which the best state is chosen.
 
     Returns:
@@ -200,6 +207,8 @@ def node_data(graph: jraph.GraphsTuple, y: Int[np.ndarray, " nodes"], rows: Any,
       UsageError: a node outside the graph, without a label, or both in ``rows`` and in ``stopping``.
     """
     y, size = np.asarray(y), graph.nodes.shape[0]
+    if y.dtype.kind not in "iu":
+        raise check.UsageError(f"y must hold whole numbers, -1 where there is no label, got dtype {y.dtype}")
     if y.shape != (size,):
         raise check.UsageError(f"y must hold one label for each of the {size} nodes, got shape {list(y.shape)}")
     parts = {"rows": np.asarray(rows)} | ({} if stopping is None else {"stopping": np.asarray(stopping)})
@@ -208,6 +217,8 @@ def node_data(graph: jraph.GraphsTuple, y: Int[np.ndarray, " nodes"], rows: Any,
             raise check.UsageError(f"{name} must be a vector of node numbers, got {part.dtype} {list(part.shape)}")
         if part.min() < 0 or part.max() >= size:
             raise check.UsageError(f"{name} must lie in 0..{size - 1}, got {part.min()}..{part.max()}")
+        if len(np.unique(part)) < len(part):
+            raise check.UsageError(f"{name} names {len(part) - len(np.unique(part))} nodes twice")
         if (y[part] < 0).any():
             raise check.UsageError(f"{name} holds {(y[part] < 0).sum()} nodes without a label; leave them out")
     both = np.intersect1d(*parts.values()) if stopping is not None else np.empty(0)

@@ -66,21 +66,21 @@ def test_the_tables_count_what_the_programs_hold(finished):
     with (finished / "tables" / "architecture.csv").open(newline="") as file:
         lines = {line["method"]: line for line in csv.DictReader(file)}
     one = toy.FEATURES * 8 + 8 * toy.CLASSES
-    assert int(lines["AdaGCN"]["parameters"]) == 3 * one and int(lines["AdaGCN"]["sums a step"]) == 0
+    assert int(lines["AdaGCN"]["parameters"]) == 3 * one and int(lines["AdaGCN"]["sums a forward pass"]) == 0
     assert int(lines["AdaGCN"]["outside"]) == 2
     assert int(lines["MLP without a graph"]["parameters"]) == one and int(lines["MLP without a graph"]["outside"]) == 0
     assert int(lines["SGC"]["parameters"]) == toy.FEATURES * toy.CLASSES + toy.CLASSES
-    assert int(lines["GCN"]["sums a step"]) == 2  # one for each of two layers
+    assert int(lines["GCN"]["sums a forward pass"]) == 2  # one for each of two layers
     with (finished / "tables" / "ablation.csv").open(newline="") as file:
         pairs = list(csv.DictReader(file))
     assert {line["against"] for line in pairs} == {"uniform", "samme_r"}
     assert all(float(line["low"]) <= float(line["difference"]) <= float(line["high"]) for line in pairs)
 
 
-def test_accuracy_by_depth_is_of_the_methods_that_the_paper_draws(finished):
+def test_accuracy_by_depth_is_of_the_methods_asked_for(finished):
     with (finished / "tables" / "depth.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [line["method"] for line in lines] == [report.TITLES["adagcn_samme_r"], "GCN", "SGC", "APPNP"]
+    assert [line["method"] for line in lines] == [report.TITLES["adagcn_samme_r"], "GCN", "SGC"]
     assert all(line["depth"] == "2" and 0 <= float(line["mean"]) <= 100 for line in lines)
     assert (finished / "figures" / "depth_own_nodes_csv.png").exists()
 
@@ -109,12 +109,13 @@ def test_random_reweighting_is_called_by_its_name():
     outcomes = [outcome("samme_r", boosting, boosting), outcome("uniform", boosting, boosting)]
     (said,) = report.remarks(config, [*outcomes, outcome("shuffled", random, random)])
     assert "'shuffled' is selected" in said and "not from boosting" in said
-    assert "samme_r) is not distinguishable from a plain sum over hops: +0.00 points" in said
+    assert "samme_r) is not distinguishable from that of a plain sum over hops: +0.00 points" in said
+    assert "Its accuracy is above that of a plain sum over hops: +4.33 points" in said
     (said,) = report.remarks(config, [*outcomes, outcome("inverted", random, random)])
     assert "not from boosting" not in said
     better = [value + 0.05 + 0.001 * i for i, value in enumerate(boosting)]
     (said,) = report.remarks(config, [outcome("samme_r", better, better), outcomes[1]])
-    assert "samme_r) is above a plain sum over hops: +5.10 points" in said
+    assert "samme_r) is above that of a plain sum over hops: +5.10 points" in said
 
 
 def test_published_figures_stand_beside_the_selected_row_and_are_never_claimed_for_another_setting():
@@ -125,9 +126,6 @@ def test_published_figures_stand_beside_the_selected_row_and_are_never_claimed_f
     assert made["AdaGCN, selected"].published == 85.97 and made["AdaGCN, selected"].verdict == "other setting"
     assert made["AdaGCN, selected"].setting == "cora_ml (selected: official)"
     assert made["AdaGCN, samme_r"].published is None
-    paper = {row.method: row for row in report.rows(dataclasses.replace(config, preset="paper"), outcomes)
-             if row.metric == "test accuracy, %"}  # fmt: skip
-    assert paper["AdaGCN, selected"].verdict == "reproduced"
 
 
 @pytest.mark.parametrize(
@@ -137,9 +135,14 @@ def test_published_figures_stand_beside_the_selected_row_and_are_never_claimed_f
         (["--dataset", "digits_knn", "--weighting", "sammer"], "unknown weighting 'sammer'; did you mean"),
         (["--dataset", "digits_knn", "--methods", "gnn"], "unknown method 'gnn'"),
         (["--dataset", "digits_knn", "--labels-per-class", "5,x"], "--labels-per-class takes whole numbers"),
-        (["--splits", "21", "--dataset", "digits_knn", "--methods", "mlp"], "the protocol has 20 split seeds"),
+        (
+            ["--splits", "21", "--dataset", "digits_knn", "--methods", "mlp"],
+            "--splits: the protocol has 20 split seeds",
+        ),
         (["--dataset", "digits_knn", "--layers", "0"], "--layers must be at least 1"),
         (["--dataset", "digits_knn", "--restore", "last"], "unknown --restore 'last'"),
+        (["--dataset", "digits_knn", "--graph-splits", "25"], "--graph-splits: the protocol has 20"),
+        (["--dataset", "planetoid_cora", "--labels-per-class", "5"], "planetoid_cora has a fixed split"),
         (["--data", "nodes.csv"], "needs both --data"),
         (["--data", "nodes.csv", "--edges", "edges.csv"], "nodes.csv: no such file"),
         (
@@ -157,6 +160,37 @@ def test_what_cannot_be_asked_is_said_in_one_line(words, message, capsys, tmp_pa
     assert run(adagcn.STUDY, [*words, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err.strip()
     assert re.search(message, said) and "\n" not in said
+
+
+def test_weightings_of_other_settings_are_not_compared():
+    values = [0.8, 0.81, 0.83]
+    other = outcome("uniform", [0.9, 0.91, 0.93], [0.9] * 3)
+    other = other._replace(cell=other.cell._replace(options={"labels": 20, "hidden": 5000}))
+    assert report.selected("cora_ml", [outcome("samme_r", values, values), other]) is None
+    assert report.ablation_rows([outcome("samme_r", values, values), other]) == ()
+
+
+def test_methods_are_compared_on_the_splits_that_both_have():
+    values = [0.80, 0.82, 0.84, 0.86]
+    baseline = outcome("samme_r", [0.79, 0.80, 0.83], [0.8] * 3)
+    baseline = baseline._replace(cell=baseline.cell._replace(method="gcn"))
+    (line,) = report.order_rows([outcome("samme_r", values, values), baseline])
+    assert line[:3] == ("cora_ml", "AdaGCN, samme_r", "GCN") and line[6] == 3
+    assert line[3] == pytest.approx(4 / 3)  # points: the mean of 1, 2 and 1
+
+
+def test_an_edited_file_is_another_graph(files, tmp_path):
+    from experiments import _adagcn_runs as runs
+
+    nodes, edges = tmp_path / "nodes.csv", tmp_path / "edges.csv"
+    edges.write_text("source,target\na,b\nb,c\n")
+    nodes.write_text("id,f,label\na,1,x\nb,2,y\nc,3,x\n")
+    config = dataclasses.replace(adagcn.PRESETS["quick"], data=nodes, edges=edges)
+    one = runs.prepared("", config)
+    nodes.write_text("id,f,g,label\na,1,1,x\nb,2,2,y\nc,3,3,x\n")
+    two = runs.prepared("", config)
+    assert one.graph.nodes.shape == (3, 1) and two.graph.nodes.shape == (3, 2)
+    assert runs.hops_of(one, 2).shape == (2, 3, 1) and runs.hops_of(two, 2).shape == (2, 3, 2)
 
 
 def test_labels_a_class_make_a_setting_each():
@@ -183,9 +217,10 @@ def test_the_paper_preset_takes_the_released_settings():
 @pytest.mark.parametrize(("dataset", "first_hop", "least"), [("cora_ml", 66.6, 80.5), ("citeseer", 63.4, 74.5)])
 def test_the_algorithm_on_real_graphs(data_folder, tmp_path, dataset, first_hop, least):
     """Hop 0 within 2.5 points, and boosting at most 2 points below, of an independent prototype's three splits
-    (82.47 and 76.50 with hidden 128, 8 hops, 100 epochs): the spread over splits is 0.5 to 2 points."""
+    (82.47 and 76.50 with hidden 128, 8 hops, 100 epochs, a ReLU on the logits): the spread over splits is 0.5 to 2
+    points."""
     words = ["--dataset", dataset, "--methods", "adagcn", "--weighting", "samme_r", "--splits", "3", "--hidden", "128",
-             "--epochs", "100", "--out", str(tmp_path / "run")]  # fmt: skip
+             "--epochs", "100", "--output-relu", "--out", str(tmp_path / "run")]  # fmt: skip
     assert run(adagcn.STUDY, words) == 0
     (cell,) = (tmp_path / "run" / "cells").glob("*.json")
     result = json.loads(cell.read_text())["result"]

@@ -81,6 +81,8 @@ def test_the_compiled_run_is_the_plan(settings):
     )
     np.testing.assert_allclose(fitted.history.metrics["loss"], out.loss.ravel(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(fitted.state.scores, out.accuracy, atol=1e-6)
+    y = toy.arrays()["y"][toy.split()[1]]
+    np.testing.assert_allclose(out.accuracy, (out.stopping_logits.argmax(-1) == y).mean(-1), atol=1e-6)
     chex.assert_trees_all_close(fitted.state.params, out.params, rtol=1e-3, atol=1e-4)
 
 
@@ -135,7 +137,7 @@ def test_propagation_helps_on_a_graph_made_for_it():
     alone, together = (
         (np.asarray(logits).argmax(-1) == y[test]).mean() for logits in (out.logits[0], out.logits.sum(0))
     )
-    assert together >= alone and together > 0.6
+    assert together >= alone and together > 0.6  # by chance, 15 of 24 of three classes: p < 0.01
 
 
 def test_renumbering_the_nodes_renumbers_the_predictions():

@@ -24,7 +24,7 @@ from jaxkit.graphs import (
     node_mlp,
     sgc,
 )
-from jaxkit.graphs.objective import drop, first_layer, node_learner
+from jaxkit.graphs.objective import dealt, first_layer, node_learner, squared_norm
 from jaxkit.learner import Learner
 from jaxkit.methods import find
 from jaxkit.networks import gcn, mlp
@@ -86,27 +86,31 @@ def test_dealt_weights_are_a_permutation_that_changes_every_step():
 
 
 def test_the_first_layer_is_found_by_its_path():
-    for network, name in (
-        (mlp(3, hidden=(4, 4)), "backbone/dense_0/"),
-        (mlp(3, hidden=()), "head/kernel"),
+    """The squared norm under the pattern is that of the first kernel and of nothing else."""
+    x = jnp.ones((1, 5))
+    for network, given, place in (
+        (mlp(3, hidden=(4, 4)), x, ("backbone", "dense_0", "kernel")),
+        (mlp(3, hidden=()), x, ("head", "kernel")),
+        (gcn(3, hidden=4), toy.data()["x"], ("backbone", "layers_0", "kernel")),
+        (gcn(3, depth=1), toy.data()["x"], ("head", "kernel")),
     ):
-        params, _ = network.init(jax.random.key(0), jnp.ones((1, 5)))
-        assert name in str(first_layer(params)) or first_layer(params) == r"backbone/(dense_0|layers_0)/kernel"
-    params, _ = gcn(3, hidden=4).init(jax.random.key(0), toy.data()["x"])
-    assert first_layer(params) == r"backbone/(dense_0|layers_0)/kernel"
-
-
-def test_dropout_keeps_the_mean_and_spares_whole_numbers():
-    x = {"values": jnp.ones(20_000), "rows": jnp.arange(20_000)}
-    dropped = drop(x, 0.4, jax.random.key(0))
-    np.testing.assert_array_equal(dropped["rows"], x["rows"])
-    np.testing.assert_allclose(np.unique(dropped["values"]), [0.0, 1 / 0.6], rtol=1e-6)
-    # Of 20,000 draws with standard deviation sqrt(0.4 / 0.6) the mean is 1 within four of its standard errors.
-    assert abs(float(dropped["values"].mean()) - 1) < 4 * np.sqrt(0.4 / 0.6 / 20_000)
+        params, _ = network.init(jax.random.key(0), given)
+        leaf = params
+        for name in place:
+            leaf = leaf[name]
+        np.testing.assert_allclose(squared_norm(params, first_layer(params)), (leaf**2).sum(), rtol=1e-6)
 
 
 class Counted(NamedTuple):
     params: jax.Array
+
+
+def test_invalid_rows_take_no_part_in_dealing():
+    weights, valid = jnp.array([0.1, 0.2, 0.0, 0.3, 0.4, 0.0]), jnp.array([True, True, False, True, True, False])
+    for seed in range(5):
+        found = dealt(weights, jax.random.key(seed), valid)
+        assert (found[~valid] == 0).all()
+        np.testing.assert_array_equal(np.sort(found[valid]), weights[valid])
 
 
 def counting(accuracies, losses_):
@@ -161,7 +165,9 @@ def test_a_graph_network_learns_the_blocks_and_keeps_its_best_state():
     logits = learner.predict(fitted.state, {"x": Nodes(stopping, toy.graph())})["logits"]
     found = (logits.argmax(-1) == toy.arrays()["y"][stopping]).mean()
     history = fitted.history.metrics["stopping_accuracy"]
-    assert float(found) == pytest.approx(history.max()) and history.max() > 0.6
+    assert (
+        float(found) == pytest.approx(history.max()) and history.max() > 0.6
+    )  # by chance, 15 of 24 of three classes: p < 0.01
 
 
 def test_data_without_stopping_nodes_is_said_in_one_line():

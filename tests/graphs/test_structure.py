@@ -95,7 +95,13 @@ def asked(y=None, rows=(0, 1), stopping=(2,)):
     ("call", "message"),
     [
         (changed(senders=toy.arrays()["x"]["receivers"][::-1]), "one direction only; call standardize"),
-        (changed(weights=np.arange(len(toy.arrays()["x"]["weights"]))), "one direction only; call standardize"),
+        (changed(weights=1.0 + np.arange(len(toy.arrays()["x"]["weights"]))), "one direction only; call standardize"),
+        (changed(weights=-toy.arrays()["x"]["weights"]), "finite numbers above 0"),
+        (changed(weights=toy.arrays()["x"]["weights"] * np.nan), "finite numbers above 0"),
+        (changed(weights=np.ones(3)), "three vectors of one length"),
+        (changed(nodes=np.full((toy.NODES, 2), np.nan)), "NaN or infinity"),
+        (changed(nodes=np.ones((toy.NODES, 0))), "nodes has no features"),
+        (changed(nodes={"values": np.ones(1)}), "sparse features need 'rows'"),
         (
             lambda: build({"nodes": np.eye(2), "senders": [0], "receivers": [0], "weights": [1.0]}),
             "self loops",
@@ -107,6 +113,8 @@ def asked(y=None, rows=(0, 1), stopping=(2,)):
         (asked(rows=(0.5,)), "rows must be a vector of node numbers"),
         (asked(stopping=(1,)), "1 nodes are both in rows and in stopping, the first is 1"),
         (asked(y=np.full(toy.NODES, -1)), "rows holds 2 nodes without a label"),
+        (asked(rows=(3, 3)), "rows names 1 nodes twice"),
+        (asked(y=np.zeros(toy.NODES)), "y must hold whole numbers"),
         (asked(y=np.zeros(3, int)), "one label for each of the 72 nodes"),
         (lambda: hops(toy.graph(), 0), "hops must be at least 1"),
     ],
