@@ -151,7 +151,8 @@ def adagcn(
       optimizer: Adam with learning rate 0.01 in the paper.
       layers: number of hops L.
       weighting: how sample weights change from hop to hop (``boosting.WEIGHTINGS``). ``samme_r`` is the paper's
-        algorithm, ``uniform`` a plain sum over hops, ``official`` what the released code computes.
+        algorithm, ``uniform`` a plain sum over hops, ``official`` the released code's weights (all its behaviour: with
+        ``output_relu=True`` and ``restore="none"``, on a GPU ``"run"``).
       combine: ``sum`` of h over the hops, or the network of the ``best`` single hop by its accuracy on the stopping
         nodes.
       include_layer0: the hops are 0..L-1 with it (as in the released code), 1..L without it.
