@@ -251,7 +251,8 @@ def order_rows(outcomes: Sequence[Outcome]) -> tuple[tuple[Any, ...], ...]:
                 low_high = mean_interval([a - b for a, b in zip(one, two, strict=True)])
                 lines.append((setting, TITLES[f"adagcn_{name}"], other, *low_high))
                 p.append(paired_t_test(one, two).p)
-        found += [(*line, corrected) for line, corrected in zip(lines, holm(p).tolist() if p else [], strict=True)]
+        corrected = holm(p).tolist() if p else []
+        found += [(*line, "< 0.0001" if value < 1e-4 else round(value, 4)) for line, value in zip(lines, corrected)]
     return tuple(found)
 
 
