@@ -13,7 +13,7 @@ and the survey's figures (``published``).
 """
 
 from jaxkit.learner import Method
-from jaxkit.long_tailed import decoupled, loss_methods
+from jaxkit.long_tailed import augmentation, decoupled, ensembles, loss_methods, representation
 from jaxkit.long_tailed.counts import check_counts, check_prior, log_prior, prior
 from jaxkit.long_tailed.decoupled import class_means, crt, joint_training, lws, ncm, nearest_mean, tau_norm
 from jaxkit.long_tailed.groups import accuracy_under, class_groups, group_accuracies, measure, present
@@ -249,7 +249,9 @@ DECOUPLED_METHODS = {
 METHODS = {
     **LOSS_METHODS,
     **DECOUPLED_METHODS,
-    # Further families stand here, one line each.
+    **augmentation.METHODS,
+    **representation.METHODS,
+    **ensembles.METHODS,
 }
 
 __all__ = [

@@ -15,7 +15,8 @@ from jaxkit.networks.layers import NORMS, normalization
 
 
 class MLPBackbone(nn.Module):
-    """Per layer: dense, normalisation if any, ReLU, dropout if any. The input is flattened."""
+    """Per layer: dense, normalisation if any, ReLU, dropout if any. The input is flattened. Batch normalisation takes a
+    dense layer's bias away again, so there is none before it."""
 
     hidden: tuple[int, ...]
     norm: str
@@ -26,8 +27,9 @@ class MLPBackbone(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool, valid=None):
         x = jnp.asarray(x, self.dtype).reshape(x.shape[0], -1)
+        bias = self.bias and self.norm != "batch"
         for i, width in enumerate(self.hidden):
-            x = nn.Dense(width, self.bias, dtype=self.dtype, name=f"dense_{i}")(x)
+            x = nn.Dense(width, bias, dtype=self.dtype, name=f"dense_{i}")(x)
             x = nn.relu(normalization(self.norm, self.dtype, f"norm_{i}", x, train, valid))
             if self.dropout:
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -54,7 +56,8 @@ def mlp(
       head: ``linear``, ``cosine``, or a function of the number of classes (``heads.cosine(scale=16.0)``).
       norm: ``none``, ``batch`` or ``layer``, before each ReLU.
       dropout: probability with which a hidden unit is dropped in training.
-      bias: biases in the hidden layers and in a ``linear`` head; False leaves them out.
+      bias: biases in the hidden layers (but before batch normalisation, which has its own) and in a ``linear`` head;
+        False leaves them out.
       output: ``logits``, or ``mean`` for regression.
       precision: ``float32`` or ``bfloat16`` (of the computation; parameters stay float32).
 

@@ -1,4 +1,4 @@
-"""How each method is built for the conformance test: one function per part, one Case per entry of its METHODS.
+"""How each method is built for the conformance test: a function or a folder per part, a Case per entry of its METHODS.
 
 A method without a case fails ``test_every_method_has_a_case``. Keep a case tiny (a few hundred rows, a network of some
 ten units, batches that eight devices divide): its time is compilation.
@@ -7,53 +7,20 @@ ten units, batches that eight devices divide): its time is compilation.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
 from jaxkit import methods
-from jaxkit.data.shifts import long_tail_counts
-from jaxkit.learner import Data, HostSource, Learner, Network, Plan, Source
+from jaxkit.learner import Data, Network
 from jaxkit.networks import gcn, mlp
 from jaxkit.training import optimizer
-from tests.conformance import proofs
+from tests.conformance import long_tailed, proofs
+from tests.conformance.case import Case
 from tests.graphs import toy
-
-
-class Case(NamedTuple):
-    """A method on its part's toy problem.
-
-    Attributes:
-      name: ``part.method`` as ``jaxkit.methods`` knows it.
-      build: ``(**settings) -> Learner | Plan``; hands settings on to the method, those in ``swept`` as traced arrays.
-      data: ``() -> Data``.
-      source: for a Learner, the source or ``learner -> source``; None takes ``epochs``, ``by_environment`` or
-        ``full_batch`` as the record's ``layout`` says, with ``batch_size`` rows. A plan brings its own sources.
-      batch_size: see ``source``; eight devices divide it.
-      steps: of training, in all stages together.
-      measure: what must fall, from the metrics of all steps of a stage ``[steps]``; the loss unless the method says.
-      fall: by which share of its first value it must fall; one number for each stage of a plan.
-      swept: for each setting that the record calls traced, two values that lead to different states.
-      family: the first case of a family goes through the second tier in ``make test``; others in ``make test-all``.
-      exempt: check -> reason, for what the method by its nature cannot promise.
-    """
-
-    name: str
-    build: Callable[..., Learner | Plan]
-    data: Callable[[], Data]
-    source: Source | HostSource | Callable[[Learner], Source] | None = None
-    batch_size: int = 32
-    steps: int = 60
-    measure: Callable[[dict[str, np.ndarray]], np.ndarray] = lambda metrics: metrics["loss"]
-    fall: tuple[float, ...] = (0.3,)
-    swept: dict[str, tuple[float, float]] = {}
-    family: str = ""
-    exempt: dict[str, str] = {}
 
 
 @functools.lru_cache
@@ -69,14 +36,6 @@ def line() -> Data:
     keys = jax.random.split(jax.random.key(3))
     x = jax.random.normal(keys[0], (256, 4))
     return {"x": x, "y": x @ jnp.array([2.0, -1.0, 0.0, 0.0]) + 0.5 + 0.1 * jax.random.normal(keys[1], (256,))}
-
-
-@functools.lru_cache
-def long_tailed_digits() -> Data:
-    """321 of scikit-learn's digits: 120 of class 0 to 2 of class 9."""
-    x, y = load_digits(return_X_y=True)
-    kept = np.concatenate([np.flatnonzero(y == c)[:count] for c, count in enumerate(long_tail_counts(10, 120, 60.0))])
-    return {"x": jnp.asarray(x[kept] / 16.0, jnp.float32), "y": jnp.asarray(y[kept], jnp.int32)}
 
 
 def cases_supervised() -> tuple[Case, ...]:
@@ -125,50 +84,6 @@ def cases_graphs() -> tuple[Case, ...]:
     )
 
 
-def cases_long_tailed() -> tuple[Case, ...]:
-    def one(name: str, fall: tuple[float, ...] = (0.3,), swept: dict[str, tuple[float, float]] | None = None, **fixed):
-        make = methods.find(f"long_tailed.{name}").method.make
-        return Case(
-            f"long_tailed.{name}",
-            lambda **settings: make(
-                mlp(10, hidden=(16,), norm="batch"),
-                optimizer("momentum", 0.1),
-                class_counts=np.bincount(long_tailed_digits()["y"]),
-                **fixed,
-                **settings,
-            ),
-            long_tailed_digits,
-            fall=fall,
-            swept=swept or {},
-            family="long_tailed",
-        )
-
-    margin = {"max_margin": (0.0, 0.5), "scale": (10.0, 30.0)}
-    return (
-        one("balanced_softmax"),
-        one("softmax"),
-        one("weighted_softmax"),
-        one("focal", swept={"gamma": (0.5, 2.0)}),
-        one("class_balanced", swept={"beta": (0.0, 0.999)}),
-        one("ldam", swept=margin),
-        # The second stage goes on with what the first has learnt.
-        one("ldam_drw", (0.3, 0.05), {**margin, "beta": (0.0, 0.999)}, batch_size=32),
-        one("esql", swept={"gamma": (0.1, 0.9), "threshold": (0.01, 0.1)}),
-        one("lade", swept={"alpha": (0.0, 0.1), "penalty": (0.0, 0.1)}),
-        one("logit_adjusted", swept={"tau": (0.0, 1.5)}),
-        one("vector_scaling", swept={"gamma": (0.0, 0.3), "tau": (0.0, 1.5)}),
-        one("seesaw", swept={"p": (0.0, 0.8), "q": (0.0, 2.0)}),
-        one("class_balanced_sampling", batch_size=32),
-        one("square_root_sampling", batch_size=32),
-        one("progressive_sampling", batch_size=32, total_steps=60),
-        one("crt", batch_size=32, classifier_share=0.5),
-        # A scale for each class changes little where the backbone and the head do not.
-        one("lws", (0.3, 0.1), batch_size=32, classifier_share=0.5),
-        one("tau_norm", swept={"tau": (0.0, 1.0)}, batch_size=32),
-        one("ncm", batch_size=32),
-    )
-
-
 def cases_proofs() -> tuple[Case, ...]:
     return (
         Case("proof.two_stage", proofs.two_stage, proofs.imbalanced_digits, fall=(0.3, 0.3), family="proof"),
@@ -195,7 +110,7 @@ def cases_proofs() -> tuple[Case, ...]:
 
 
 CASES: dict[str, Case] = {
-    case.name: case for case in (*cases_supervised(), *cases_graphs(), *cases_long_tailed(), *cases_proofs())
+    case.name: case for case in (*cases_supervised(), *cases_graphs(), *long_tailed.cases(), *cases_proofs())
 }
 
 

@@ -155,7 +155,7 @@ def assert_same(one: PyTree, two: PyTree, what: str, *, bits: bool = True) -> No
 def assert_close(one: PyTree, two: PyTree, tolerance: float, what: str) -> None:
     """Equal leaf by leaf up to ``tolerance`` times the leaf's largest magnitude, and to ``ROUNDING``; integers exactly.
 
-    Without the second, a leaf that is zero but for rounding (a bias before batch normalisation) would never be equal.
+    Without the second, a leaf that is zero but for rounding would never be equal.
     """
     one, two = leaves(one), leaves(two)
     assert one.keys() == two.keys(), f"{what}: {sorted(one.keys() ^ two.keys())} stand on one side only"

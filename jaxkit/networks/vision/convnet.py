@@ -14,7 +14,8 @@ from jaxkit.networks.layers import CONVOLUTIONS, NORMS, Conv, images, normalizat
 
 
 class ConvNetBackbone(nn.Module):
-    """conv 3x3/2 (width), conv 3x3/2 (2 width), dense (4 width), each with normalisation if any and ReLU."""
+    """conv 3x3/2 (width), conv 3x3/2 (2 width), dense (4 width), each with normalisation if any and ReLU. Batch
+    normalisation takes a bias away again, so there is none before it."""
 
     width: int
     norm: str
@@ -23,11 +24,11 @@ class ConvNetBackbone(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool, valid=None):
-        x = images(x, self.dtype)
+        x, bias = images(x, self.dtype), self.norm != "batch"
         for i, width in enumerate((self.width, 2 * self.width)):
-            x = Conv(width, stride=2, bias=True, method=self.method, dtype=self.dtype, name=f"conv_{i}")(x)
+            x = Conv(width, stride=2, bias=bias, method=self.method, dtype=self.dtype, name=f"conv_{i}")(x)
             x = nn.relu(normalization(self.norm, self.dtype, f"norm_{i}", x, train, valid))
-        x = nn.Dense(4 * self.width, dtype=self.dtype, name="dense")(x.reshape(x.shape[0], -1))
+        x = nn.Dense(4 * self.width, bias, dtype=self.dtype, name="dense")(x.reshape(x.shape[0], -1))
         return nn.relu(normalization(self.norm, self.dtype, "norm_2", x, train, valid))
 
 
