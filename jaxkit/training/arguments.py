@@ -35,7 +35,7 @@ def as_plan(learner_or_plan: Any, source: Any, data: Data) -> Plan:
 
 def check_arguments(
     plan: Plan,
-    data: Data,
+    each: Sequence[Data],
     steps: int,
     seeds: int | None,
     mesh: Any,
@@ -68,11 +68,31 @@ def check_arguments(
                 f"got {_kind(stage.source)}"
             )
         if isinstance(stage.source, Source) and stage.source.validate is not None:
-            stage.source.validate(data)
+            for data in each:
+                stage.source.validate(data)
         if seeds is not None and isinstance(stage.source, HostSource):
             raise check.UsageError(
                 f"stage {stage.name!r}: seeds={seeds} needs a source inside the step, not a HostSource"
             )
+
+
+def by_seed(data: Data, seeds: int | None, evaluation: Evaluation | None) -> list[Data]:
+    """The data of each seed.
+
+    Raises:
+      UsageError: there are no seeds, or a leaf of the data or of the evaluation's data has not one entry for each.
+    """
+    if seeds is None:
+        raise check.UsageError("per_seed=True needs seeds=..., as many as the data's leading axis is long")
+    check.count("seeds", seeds)
+    for kind, tree in (("data", data), ("eval.data", None if evaluation is None else evaluation.data)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if np.shape(leaf)[:1] != (seeds,):
+                raise check.UsageError(
+                    f"per_seed=True: {kind}{jax.tree_util.keystr(path)} must have a leading axis of {seeds} seeds, "
+                    f"got the shape {list(np.shape(leaf))}"
+                )
+    return [jax.tree.map(lambda leaf: leaf[number], data) for number in range(seeds)]
 
 
 def check_rows(data: Data) -> None:

@@ -57,12 +57,17 @@ def predict_all(predict: Callable, state: PyTree, x: PyTree, batch_size: int | N
 
 
 @functools.lru_cache(maxsize=64)
-def compile_evaluation(predict: Callable, measure: Callable, batch_size: int | None, seeds: int | None) -> Callable:
-    """``(state, data) -> dict of scalars`` in one dispatch; [seeds] each when the state has a seed axis."""
+def compile_evaluation(
+    predict: Callable, measure: Callable, batch_size: int | None, seeds: int | None, per_seed: bool = False
+) -> Callable:
+    """``(state, data) -> dict of scalars`` in one dispatch; [seeds] each when the state has a seed axis, which the data
+    has too with ``per_seed``."""
 
     def one(state: PyTree, data: Data) -> dict[str, jax.Array]:
         return measure(predict_all(predict, state, data["x"], batch_size), data)
 
     if seeds is None:
         return jax.jit(one)
+    if per_seed:
+        return jax.jit(lambda state, data: jax.lax.map(lambda own: one(*own), (state, data)))
     return jax.jit(lambda state, data: jax.lax.map(lambda s: one(s, data), state))

@@ -17,7 +17,7 @@ from jaxkit import check
 from jaxkit.learner import Data, HostSource, Learner, Plan, Source, Stage, State
 from jaxkit.training import distributed, history, program
 from jaxkit.training import moment as moments
-from jaxkit.training.arguments import as_plan, check_arguments, check_rows
+from jaxkit.training.arguments import as_plan, by_seed, check_arguments, check_rows
 from jaxkit.training.checkpoints import Checkpoints
 from jaxkit.training.evaluate import Evaluation, compile_evaluation
 from jaxkit.training.history import History
@@ -74,6 +74,7 @@ def fit(
     mesh: Mesh | None = None,
     rules: Rules = DEFAULT,
     seeds: int | None = None,
+    per_seed: bool = False,
     eval: Evaluation | None = None,
     callbacks: Sequence[Callable[[Event], None]] = (),
     workdir: str | Path | None = None,
@@ -96,6 +97,8 @@ def fit(
       mesh: from ``make_mesh``; None trains on one device.
       rules: which leaves of State are split how (``training.sharding``).
       seeds: train this many seeds at once; seed i equals a run with ``key=jax.random.fold_in(key, i)``.
+      per_seed: every seed has its own data: the leaves of ``data`` and of ``eval.data`` have a leading axis of seeds
+        (splits, subsets, orders of classes, of one size).
       eval: what to measure between dispatches; always measured at the end of a stage.
       callbacks: called with an Event after each dispatch.
       workdir: where checkpoints and metrics.jsonl go; None saves nothing.
@@ -117,10 +120,12 @@ def fit(
       SystemExit: code 143 after SIGTERM, with a checkpoint saved when there is a workdir.
       KeyboardInterrupt: after Ctrl-C, likewise.
     """
-    check_rows(data)
-    plan = as_plan(learner_or_plan, source, data)
-    check_arguments(plan, data, steps, seeds, mesh, eval, callbacks, checkpoint_every_s, steps_per_dispatch)
-    layout = Layout(plan, data, as_key(key), mesh, tuple(rules), seeds, tag)
+    each = by_seed(data, seeds, eval) if per_seed else [data]
+    for one in each:
+        check_rows(one)
+    plan = as_plan(learner_or_plan, source, each[0])
+    check_arguments(plan, each, steps, seeds, mesh, eval, callbacks, checkpoint_every_s, steps_per_dispatch)
+    layout = Layout(plan, data, as_key(key), mesh, tuple(rules), seeds, tag, per_seed)
     if mesh is not None:
         _ = layout.batches  # says at once where a batch does not divide over the mesh
     counts = stage_steps(plan, steps)
@@ -162,7 +167,7 @@ class _Run:
         asked = self.evaluation
         assert asked is not None
         predict = self.layout.plan[number].learner.predict
-        return compile_evaluation(predict, asked.measure, asked.batch_size, self.layout.seeds)
+        return compile_evaluation(predict, asked.measure, asked.batch_size, self.layout.seeds, self.layout.per_seed)
 
     def _check_evaluation(self) -> None:
         """What is wrong with an evaluation is said before the first step."""

@@ -31,6 +31,11 @@ def _like(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
+def seed_of(data: Data, number: int) -> Data:
+    """The data of one seed, where each has its own."""
+    return jax.tree.map(lambda leaf: leaf[number], data)
+
+
 class Layout:
     """The plan, compiled stage by stage when asked."""
 
@@ -43,7 +48,9 @@ class Layout:
         rules: Rules = DEFAULT,
         seeds: int | None = None,
         tag: str = "",
+        per_seed: bool = False,
     ):
+        self.per_seed = per_seed
         self.plan, self.key, self.mesh, self.rules, self.seeds = plan, key, mesh, rules, seeds
         self.tag = tag  # what else makes the run this one; compared on resume
         self.whole = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, P())
@@ -96,15 +103,16 @@ class Layout:
     def _chain(self) -> tuple[list[Carry], list[State]]:
         chain, ends, state = [], [], None
         for number, stage in enumerate(self.plan):
-            begin = program.compile_begin(stage.begin, stage.learner, stage.source, self.seeds)
+            begin = program.compile_begin(stage.begin, stage.learner, stage.source, self.seeds, None, self.per_seed)
             state = jax.eval_shape(begin, state, self.data, self.keys(number), self._example(number))
             source_state = ()
             if not isinstance(stage.source, HostSource):
-                init = program.compile_source_init(stage.source, self.seeds)
+                init = program.compile_source_init(stage.source, self.seeds, None, self.per_seed)
                 source_state = jax.eval_shape(init, self.data, self.keys(number))
             chain.append(Carry(state, source_state))
             if stage.end is not None:
-                state = jax.eval_shape(program.compile_end(stage.end, self.seeds), state, self.data, self.keys(number))
+                end = program.compile_end(stage.end, self.seeds, None, self.per_seed)
+                state = jax.eval_shape(end, state, self.data, self.keys(number))
             ends.append(state)
         return chain, ends
 
@@ -147,18 +155,18 @@ class Layout:
     def begin(self, number: int, before: State | None) -> Carry:
         """The carry at the start of a stage, made where it will live."""
         stage, (_, place, source_place) = self.plan[number], self._place(number)
-        begin = program.compile_begin(stage.begin, stage.learner, stage.source, self.seeds, place)
+        begin = program.compile_begin(stage.begin, stage.learner, stage.source, self.seeds, place, self.per_seed)
         state = begin(before, self.data, self.keys(number), self._example(number))
         if isinstance(stage.source, HostSource):
             return Carry(state, ())
-        return Carry(
-            state, program.compile_source_init(stage.source, self.seeds, source_place)(self.data, self.keys(number))
-        )
+        init = program.compile_source_init(stage.source, self.seeds, source_place, self.per_seed)
+        return Carry(state, init(self.data, self.keys(number)))
 
     def steps(self, number: int) -> Callable:
         """The compiled steps of a stage (``program.compile_steps``)."""
         stage = self.plan[number]
-        return program.compile_steps(stage.learner, stage.source, self.seeds, self.mesh, self._place(number)[0])
+        place = self._place(number)[0]
+        return program.compile_steps(stage.learner, stage.source, self.seeds, self.mesh, place, self.per_seed)
 
     def end(self, number: int, state: State) -> State:
         """The state after a stage's end."""
@@ -166,7 +174,7 @@ class Layout:
         if stage.end is None:
             return state
         place = None if self.mesh is None else Place.of(self._shard(self.ends[number]))
-        return program.compile_end(stage.end, self.seeds, place)(state, self.data, self.keys(number))
+        return program.compile_end(stage.end, self.seeds, place, self.per_seed)(state, self.data, self.keys(number))
 
     @functools.cached_property
     def batches(self) -> list[PyTree]:
@@ -181,10 +189,11 @@ class Layout:
         source = self.plan[number].source
         if isinstance(source, HostSource):
             return None
-        alone = Layout(self.plan, self.data, self.key, None, self.rules, None) if self.seeds is not None else self
+        data = seed_of(self.data, 0) if self.per_seed else self.data
+        alone = Layout(self.plan, data, self.key, None, self.rules, None) if self.seeds is not None else self
         carry, step = alone.shapes[number], jnp.zeros((), jnp.int32)
         batch = jax.eval_shape(
-            source.next, self.data, carry.source_state, carry.state, step, alone.keys(number).source
+            source.next, data, carry.source_state, carry.state, step, alone.keys(number).source
         )[1]
         if self.mesh is not None:
             batch_sharding(batch, self.mesh, source.axis)

@@ -106,7 +106,7 @@ def fingerprint(layout: Layout, counts: list[int]) -> dict[str, Any]:
         "stages": [[stage.name, count] for stage, count in zip(layout.plan, counts, strict=True)],
         "seeds": layout.seeds,
         "key": np.asarray(jax.random.key_data(layout.key)).tolist(),
-        "rows": int(jax.tree.leaves(layout.data["x"])[0].shape[0]),
+        "rows": int(jax.tree.leaves(layout.data["x"])[0].shape[int(layout.per_seed)]),
     }
 
 

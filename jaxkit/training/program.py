@@ -32,14 +32,18 @@ class Carry(NamedTuple):
     source_state: PyTree
 
 
-def over_seeds(function: Callable, seeds: int | None) -> Callable:
-    """Map a function over the leading axis of all its arguments: in turn on a CPU (bit-equal to single runs), at once
-    elsewhere."""
+def over_seeds(function: Callable, seeds: int | None, per_seed: bool = False) -> Callable:
+    """Map ``function(data, *args)`` over the leading axis of args, and of data where each seed has its own: in turn on
+    a CPU (bit-equal to single runs), at once elsewhere."""
     if seeds is None:
         return function
-    if jax.default_backend() == "cpu":
-        return lambda *args: jax.lax.map(lambda one: function(*one), args)
-    return jax.vmap(function)
+
+    def mapped(data: Data, *args: PyTree) -> PyTree:
+        of_seed = (data, *args) if per_seed else args
+        one = lambda of_seed: function(*of_seed) if per_seed else function(data, *of_seed)
+        return jax.lax.map(one, of_seed) if jax.default_backend() == "cpu" else jax.vmap(one)(of_seed)
+
+    return mapped
 
 
 class Place(NamedTuple):
@@ -65,7 +69,12 @@ def pinned(place: Place | None) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=128)
 def compile_begin(
-    begin: Callable | None, learner: Learner, source: Source | HostSource, seeds: int | None, place: Place | None = None
+    begin: Callable | None,
+    learner: Learner,
+    source: Source | HostSource,
+    seeds: int | None,
+    place: Place | None = None,
+    per_seed: bool = False,
 ) -> Callable:
     """``(state | None, data, keys, batch | None) -> state``: a stage's begin, or the state as it is, or the learner's
     first one.
@@ -73,7 +82,7 @@ def compile_begin(
     ``batch`` is an example from a HostSource; other sources make theirs inside the program.
     """
 
-    def one(state: State | None, data: Data, keys: Streams, batch: Batch | None) -> State:
+    def one(data: Data, state: State | None, keys: Streams, batch: Batch | None) -> State:
         if begin is not None:
             return begin(state, data, keys.begin)
         if state is not None:
@@ -84,23 +93,24 @@ def compile_begin(
         return learner.init(keys.begin, batch)
 
     def mapped(state: State | None, data: Data, keys: Streams, batch: Batch | None = None) -> State:
-        return over_seeds(lambda state, keys: one(state, data, keys, batch), seeds)(state, keys)
+        return over_seeds(lambda data, state, keys: one(data, state, keys, batch), seeds, per_seed)(data, state, keys)
 
     return jax.jit(mapped, **pinned(place))
 
 
 @functools.lru_cache(maxsize=128)
-def compile_end(end: Callable, seeds: int | None, place: Place | None = None) -> Callable:
+def compile_end(end: Callable, seeds: int | None, place: Place | None = None, per_seed: bool = False) -> Callable:
     """``(state, data, keys) -> state``."""
-    return jax.jit(
-        lambda state, data, keys: over_seeds(lambda s, k: end(s, data, k.end), seeds)(state, keys), **pinned(place)
-    )
+    mapped = over_seeds(lambda data, state, keys: end(state, data, keys.end), seeds, per_seed)
+    return jax.jit(lambda state, data, keys: mapped(data, state, keys), **pinned(place))
 
 
 @functools.lru_cache(maxsize=128)
-def compile_source_init(source: Source, seeds: int | None, place: Place | None = None) -> Callable:
+def compile_source_init(
+    source: Source, seeds: int | None, place: Place | None = None, per_seed: bool = False
+) -> Callable:
     """``(data, keys) -> source_state``."""
-    return jax.jit(lambda data, keys: over_seeds(lambda k: source.init(data, k.source), seeds)(keys), **pinned(place))
+    return jax.jit(over_seeds(lambda data, keys: source.init(data, keys.source), seeds, per_seed), **pinned(place))
 
 
 def _constrain(batch: Batch, mesh: Mesh | None, axis: int | None) -> Batch:
@@ -114,6 +124,7 @@ def compile_steps(
     seeds: int | None,
     mesh: Mesh | None = None,
     place: Place | None = None,
+    per_seed: bool = False,
 ) -> Callable:
     """``(carry, data, keys, start, count) -> (carry, metrics [capacity] or [seeds, capacity])``: ``count`` steps in
     one dispatch.
@@ -132,7 +143,7 @@ def compile_steps(
         state, metrics = learner.update(carry.state, batch, jax.random.fold_in(keys.update, at))
         return Carry(state, source_state), metrics
 
-    def run(carry: Carry, data: Data, keys: Streams, start: jax.Array, count: jax.Array):
+    def run(data: Data, carry: Carry, keys: Streams, start: jax.Array, count: jax.Array):
         names = jax.eval_shape(step, carry, data, keys, start, start)[1]
         buffer = {name: jnp.zeros((CAPACITY,), jnp.float32) for name in names}
 
@@ -147,7 +158,8 @@ def compile_steps(
         return carry, buffer
 
     def dispatch(carry: Carry, data: Data, keys: Streams, start: jax.Array, count: jax.Array):
-        return over_seeds(lambda carry, keys: run(carry, data, keys, start, count), seeds)(carry, keys)
+        one = lambda data, carry, keys: run(data, carry, keys, start, count)
+        return over_seeds(one, seeds, per_seed)(data, carry, keys)
 
     if place is None or mesh is None:
         return jax.jit(dispatch, donate_argnums=0)

@@ -102,6 +102,34 @@ def test_seeds_equal_single_runs():
         assert toy.same(jax.tree.map(lambda leaf, s=seed: leaf[s], many.best.state), one.best.state)
 
 
+def of_seed(tree, seed):
+    return jax.tree.map(lambda leaf: leaf[seed], tree)
+
+
+@pytest.mark.parametrize("kind", ["learner", "plan"])
+def test_seeds_with_data_of_their_own_equal_single_runs(kind, tmp_path):
+    shift = np.arange(3, dtype=np.float32)[:, None, None]
+    data = {"x": DATA["x"] * (1 + shift), "y": (DATA["y"] + np.arange(3)[:, None]).astype(np.int32) % 4}
+    method, source = (LEARNER, sources.class_balanced(32, 4)) if kind == "learner" else (toy.plan(), None)
+    each = lambda rows: training.Evaluation(rows, toy.measure)
+    settings = {"seeds": 3, "per_seed": True, "source": source, "eval": each(data)}
+    many = fit(method, data, **settings)
+    for seed in range(3):
+        key, own = jax.random.fold_in(jax.random.key(0), seed), of_seed(data, seed)
+        one = fit(method, own, key=key, source=source, eval=each(own))
+        assert toy.same(of_seed(many.state, seed), one.state)
+        np.testing.assert_array_equal(many.history.evals["accuracy"][seed], one.history.evals["accuracy"])
+
+    def interrupt(event):
+        if event.step >= 30:
+            raise InterruptedError
+
+    kept = {**settings, "workdir": tmp_path, "checkpoint_every_s": 0.0, "steps_per_dispatch": 10}
+    with pytest.raises(InterruptedError):
+        fit(method, data, callbacks=[interrupt], **kept)
+    assert toy.same(fit(method, data, resume=True, **kept).state, many.state)
+
+
 def test_best_is_the_best_and_survives_donation():
     def worsening(outputs, data):  # falls as training goes on
         return {"score": -jnp.abs(outputs["logits"]).mean()}
@@ -236,6 +264,8 @@ BAD = [
     ({"source": sources.weighted(4, "w"), "data": {**DATA, "w": DATA["x"][:, 0] * 0}}, "not all of them 0"),
     ({"source": sources.class_balanced(4, 3)}, "must lie in 0..2, got 0..3"),
     ({"seeds": 2, "source": learner.HostSource(lambda data, key, step: iter(()))}, "not a HostSource"),
+    ({"per_seed": True}, "per_seed=True needs seeds="),
+    ({"per_seed": True, "seeds": 2}, r"data\['x'\] must have a leading axis of 2 seeds, got the shape \[256, 16\]"),
     ({"eval": training.Evaluation(DATA, toy.measure, best="acuracy")}, "did you mean 'accuracy'"),
 ]
 
