@@ -30,6 +30,7 @@ F = RNG.normal(size=(9, FEATURES))
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 3, 3])
 H = RNG.normal(size=(9, CLASSES))
 MEMORY = Memory(*(RNG.normal(size=s) for s in ((CLASSES, FEATURES), (FEATURES,) * 2, (FEATURES,), (FEATURES, CLASSES))))
+memory_logits = jax.jit(r.memory_logits)
 as_f32 = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
 
 
@@ -64,7 +65,7 @@ def loss_in_numpy(features, labels, centroids):
 
 
 def test_the_logits_are_those_of_numpy():
-    given = r.memory_logits(*as_f32((F, H, MEMORY)))
+    given = memory_logits(*as_f32((F, H, MEMORY)))
     np.testing.assert_allclose(given, logits_in_numpy(F, H, MEMORY), rtol=1e-4, atol=1e-4)
 
 
@@ -72,9 +73,9 @@ def test_a_row_on_its_centroid_has_the_limit_and_a_gradient():
     on = np.concatenate([MEMORY.centroids[:2], F])
     hallucinator = np.concatenate([H[:2], H])
     near = on + 1e-7
-    given = r.memory_logits(*as_f32((on, hallucinator, MEMORY)))
+    given = memory_logits(*as_f32((on, hallucinator, MEMORY)))
     np.testing.assert_allclose(given, logits_in_numpy(near, hallucinator, MEMORY), rtol=1e-4, atol=1e-4)
-    value = lambda f, h, memory: r.memory_logits(f, h, memory).sum()
+    value = lambda f, h, memory: memory_logits(f, h, memory).sum()
     grads = jax.grad(value, argnums=(0, 1, 2))(*as_f32((on, hallucinator, MEMORY)))
     chex.assert_tree_all_finite(grads)
     assert not grads[2].centroids.any() and grads[2].kernel.any()  # the logits do not move the centroids
@@ -86,7 +87,7 @@ def test_a_row_on_its_centroid_has_the_limit_and_a_gradient():
 def test_the_centroid_loss_and_its_gradients_are_those_of_numpy(spread):
     features, centroids = spread * F, spread * MEMORY.centroids
     expected = loss_in_numpy(features, LABELS, centroids)
-    value = jax.value_and_grad(lambda f, m: r.centroid_loss(f, jnp.asarray(LABELS), m), argnums=(0, 1))
+    value = jax.jit(jax.value_and_grad(lambda f, m: r.centroid_loss(f, jnp.asarray(LABELS), m), argnums=(0, 1)))
     loss, grads = value(*as_f32((features, centroids)))
     np.testing.assert_allclose(loss, expected[0], rtol=1e-5)
     np.testing.assert_allclose(grads[0], expected[1], rtol=1e-4, atol=1e-6)
@@ -96,7 +97,7 @@ def test_the_centroid_loss_and_its_gradients_are_those_of_numpy(spread):
 def test_padding_counts_in_nothing():
     valid = jnp.asarray(np.arange(9) % 3 > 0)
     features, centroids = as_f32((F, MEMORY.centroids))
-    loss = jax.value_and_grad(r.centroid_loss, argnums=(0, 2))
+    loss = jax.jit(jax.value_and_grad(r.centroid_loss, argnums=(0, 2)))
     spoilt = jnp.where(valid[:, None], features, jnp.nan)
     value, (of_features, of_centroids) = loss(spoilt, jnp.asarray(LABELS), centroids, valid)
     expected = loss_in_numpy(F[np.asarray(valid)], LABELS[np.asarray(valid)], MEMORY.centroids)
@@ -144,7 +145,7 @@ def test_its_loss_is_the_cross_entropy_and_the_centroid_loss():
     spread, _, _ = loss_in_numpy(
         outputs["features"].astype(np.float64), Y, np.asarray(state.params["memory"].centroids)
     )
-    _, metrics = learner.update(state, DATA, KEY)
+    _, metrics = jax.jit(learner.update)(state, DATA, KEY)
     np.testing.assert_allclose(metrics["loss"], entropy + 0.01 * spread, rtol=1e-4)
     np.testing.assert_allclose(metrics["centroids"], spread, rtol=1e-4)
     assert run.history.metrics["loss"][-3:].mean() < run.history.metrics["loss"][12:15].mean()

@@ -15,12 +15,12 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxkit import check
-from jaxkit.learner import Gradient, Key, Learner, Network, Outputs, Params, plain
+from jaxkit.learner import Gradient, Learner, Network, Outputs, Params, plain
+from jaxkit.long_tailed import decoupled
 from jaxkit.long_tailed.counts import Counts, Scalar, check_counts
 from jaxkit.long_tailed.loss_methods import learner_of
 from jaxkit.long_tailed.losses import softmax
 from jaxkit.losses.vectors import normalize
-from jaxkit.networks import num_classes_of
 
 Features = Float[Array | np.ndarray, "*batch features"]
 Kernel = Float[Array | np.ndarray, "features classes"]
@@ -35,20 +35,11 @@ def with_read_out(network: Network, num_classes: int, read_out: Callable[[Featur
       UsageError: from ``init`` when the network has no head, or one of another number of classes.
     """
 
-    def init(key: Key, x: Any) -> tuple[Params, Any]:
-        params, variables = network.init(key, x)
-        if num_classes_of(params) != num_classes:
-            raise check.UsageError(
-                f"class_counts has {num_classes} entries and the network {num_classes_of(params)} classes; "
-                "make the network for as many classes as there are counts"
-            )
-        return params, variables
-
     def apply(params: Params, variables: Any, x: Any, **options: Any) -> tuple[Outputs, Any]:
         outputs, variables = network.apply(params, variables, x, **options)
         return {**outputs, "logits": read_out(outputs["features"], params["head"]["kernel"])}, variables
 
-    return Network(init, apply)
+    return Network(decoupled._checked(network, num_classes).init, apply)
 
 
 def cosine_logits(features: Features, kernel: Kernel, *, scale: Scalar = 16.0) -> Float[Array, "*batch classes"]:

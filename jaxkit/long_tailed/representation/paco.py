@@ -31,7 +31,7 @@ from jaxkit.learner import (
     from_loss,
     plain,
 )
-from jaxkit.long_tailed import loss_methods
+from jaxkit.long_tailed import decoupled, loss_methods
 from jaxkit.long_tailed.counts import Counts, Labels, Logits, Scalar, check_counts, check_labels, log_prior
 from jaxkit.losses.vectors import clear, normalize
 
@@ -205,7 +205,8 @@ def paco(
       gradient: how the gradient is taken.
 
     Raises:
-      UsageError: counts that are none, a setting out of range, a queue smaller than a batch.
+      UsageError: counts that are none, a setting out of range, a queue smaller than a batch, a network that does not
+        fit.
     """
     counts = check_counts(class_counts)
     check.number("alpha", alpha, 0.0), check.positive("beta", beta), check.number("gamma", gamma, 0.0)
@@ -214,7 +215,7 @@ def paco(
     if check.count("queue_size", queue_size) < batch_size:
         raise check.UsageError(f"queue_size={queue_size} must be at least batch_size={batch_size}")
     settings = {"alpha": alpha, "beta": beta, "gamma": gamma, "temperature": temperature}
-    projected = with_projector(network, dim)
+    projected = with_projector(decoupled._checked(network, counts.size), dim)
 
     def loss(params, state, batch, key):
         if "second" not in batch:

@@ -2,8 +2,48 @@
 
 from __future__ import annotations
 
+import functools
+
+from jaxkit.learner import Data
+from jaxkit.networks import convnet
 from tests.conformance.case import Case
+from tests.conformance.long_tailed.toy import long_tailed_digits, one
+
+PARTNERS = "the partners of rows are drawn anew for another number of rows"
+
+
+@functools.lru_cache
+def pictures() -> Data:
+    """The digits as pictures of 8 x 8."""
+    data = long_tailed_digits()
+    return {**data, "x": data["x"].reshape(-1, 8, 8, 1)}
 
 
 def cases() -> tuple[Case, ...]:
-    return ()
+    """Methods that mix rows, paste them, generate them, or pre-train without labels."""
+    network = convnet(10, width=4, norm="batch")
+    margin = {"max_margin": (0.0, 0.3), "scale": (10.0, 30.0)}
+    mixed = {"exempt": {"padding absent": PARTNERS}}
+    return (
+        one("mixup", (0.2,), {"alpha": (0.2, 1.0)})._replace(**mixed),
+        one("remix", (0.2,), {"alpha": (0.2, 1.0), "kappa": (1.5, 10.0), "tau": (0.1, 0.5)})._replace(**mixed),
+        one(
+            "cmo", (0.2,), {"alpha": (0.5, 1.0), "probability": (0.1, 0.9), "power": (0.0, 1.0)}, network, batch_size=32
+        )._replace(data=pictures),
+        one("ssp", (0.1, 0.3), {"noise": (0.05, 0.2), "temperature": (0.2, 0.5)}, batch_size=32, projection=8),
+        one(
+            "rsg",
+            (0.3, 0.05),
+            {**margin, "beta": (0.0, 0.999), "centre_weight": (0.0, 0.1), "vector_weight": (0.0, 0.01)},
+            batch_size=32,
+            width=8,
+            deferred=0.5,
+        ),
+        one(
+            "mislas",
+            (0.2, 0.05),
+            {"alpha": (0.2, 1.0), "smooth_head": (0.0, 0.3), "smooth_tail": (0.0, 0.1), "head_rate": (0.05, 0.5)},
+            batch_size=32,
+            classifier_share=0.5,
+        )._replace(**mixed),
+    )
