@@ -1,8 +1,8 @@
 """Information augmentation on long-tailed data: more for rare classes from what there is.
 
-Rows are mixed (``mixing``: mixup, Remix), pasted (``oversampling``: CMO) or generated among features (``generator``:
-RSG); the backbone is pre-trained without labels (``pretraining``: SSP); and mixup goes with a classifier whose labels
-are smoothed by class size (``calibration``: MiSLAS).
+Rows are mixed (``mixing``: mixup, Remix), pasted (``oversampling``: CMO), translated (``translation``: M2m) or
+generated among features (``generator``: RSG); the backbone is pre-trained without labels (``pretraining``: SSP); and
+mixup goes with a classifier whose labels are smoothed by class size (``calibration``: MiSLAS).
 """
 
 from jaxkit.learner import Method
@@ -11,6 +11,7 @@ from jaxkit.long_tailed.augmentation.generator import head_classes, rsg
 from jaxkit.long_tailed.augmentation.mixing import mixup, remix, remix_share
 from jaxkit.long_tailed.augmentation.oversampling import cmo
 from jaxkit.long_tailed.augmentation.pretraining import ssp
+from jaxkit.long_tailed.augmentation.translation import m2m
 
 _AUGMENTATION = ("information augmentation", "data augmentation")
 _TRANSFER = ("information augmentation", "transfer learning")
@@ -44,6 +45,16 @@ METHODS: dict[str, Method] = {
         evidence="algorithm 1; alpha = 1, probability 0.5 of the released code; q(r, k) of the text with r = 1",
         traced=("alpha", "probability", "power"),
         not_reproduced="the first and the last three epochs without pasting, as in the released code",
+    ),
+    "m2m": Method(
+        make=m2m,
+        title="M2m",
+        paper="J. Kim et al. M2m: imbalanced classification via major-to-minor translation. CVPR",
+        year=2020,
+        categories=_AUGMENTATION,
+        evidence="algorithm 1; the settings of the released script for CIFAR-10-LT; the sign of the text's second term",
+        traced=("beta", "gamma", "away", "rate", "noise"),
+        not_reproduced="g trained beforehand on other data or with another network",
     ),
     "ssp": Method(
         make=ssp,
@@ -84,6 +95,7 @@ __all__ = [
     "cmo",
     "head_classes",
     "label_aware_smoothing",
+    "m2m",
     "mislas",
     "mixup",
     "remix",

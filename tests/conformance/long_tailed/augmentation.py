@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+
+from jaxkit import methods
 from jaxkit.learner import Data
-from jaxkit.networks import convnet
+from jaxkit.networks import convnet, mlp
+from jaxkit.training import optimizer
 from tests.conformance.case import Case
 from tests.conformance.long_tailed.toy import long_tailed_digits, one
 
@@ -19,8 +23,28 @@ def pictures() -> Data:
     return {**data, "x": data["x"].reshape(-1, 8, 8, 1)}
 
 
+def translations() -> Case:
+    """M2m whose g need not be sure: in the few steps of a case it cannot be."""
+    make, counts = methods.find("long_tailed.m2m").method.make, np.bincount(long_tailed_digits()["y"])
+    given = {"gamma": 0.2, "rate": 0.3, "translation_steps": 3, "batch_size": 32, "deferred": 0.5}
+    return Case(
+        "long_tailed.m2m",
+        lambda **settings: make(
+            mlp(10, hidden=(16,), norm="batch"),
+            optimizer("momentum", 0.1),
+            class_counts=counts,
+            **{**given, **settings},
+        ),
+        long_tailed_digits,
+        fall=(0.3, 0.3, 0.1),
+        swept={"beta": (0.9, 0.999), "gamma": (0.1, 0.3), "away": (0.0, 0.5), "rate": (0.1, 0.3), "noise": (0.1, 0.5)},
+        family="long_tailed",
+        exempt={"padding absent": PARTNERS},
+    )
+
+
 def cases() -> tuple[Case, ...]:
-    """Methods that mix rows, paste them, generate them, or pre-train without labels."""
+    """Methods that mix rows, paste, translate or generate them, or pre-train without labels."""
     network = convnet(10, width=4, norm="batch")
     margin = {"max_margin": (0.0, 0.3), "scale": (10.0, 30.0)}
     mixed = {"exempt": {"padding absent": PARTNERS}}
@@ -30,6 +54,7 @@ def cases() -> tuple[Case, ...]:
         one(
             "cmo", (0.2,), {"alpha": (0.5, 1.0), "probability": (0.1, 0.9), "power": (0.0, 1.0)}, network, batch_size=32
         )._replace(data=pictures),
+        translations(),
         one("ssp", (0.1, 0.3), {"noise": (0.05, 0.2), "temperature": (0.2, 0.5)}, batch_size=32, projection=8),
         one(
             "rsg",
