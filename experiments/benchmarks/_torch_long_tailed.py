@@ -23,6 +23,8 @@ import numpy as np
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int
 
+CUT_DEVIATION = 0.87962566  # of a standard normal distribution cut at +-2
+
 
 class Settings(NamedTuple):
     """What both sides train.
@@ -89,14 +91,15 @@ def train(
 
 
 def network(features: int, settings: Settings, generator: Any) -> Any:
-    """A multilayer perceptron, drawn as torch's linear layers begin, uniform in +-1/sqrt(inputs), but from
-    ``generator``."""
+    """A multilayer perceptron that begins as ours does: weights of variance 1 / inputs, a normal distribution cut at
+    two of its deviations, and biases of 0."""
     torch = _torch()
     layers, inputs = [], features
     for width in (*settings.hidden, settings.classes):
         layer = torch.nn.utils.skip_init(torch.nn.Linear, inputs, width)
-        for parameter in (layer.weight, layer.bias):
-            torch.nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5, generator=generator)
+        scale = inputs**-0.5 / CUT_DEVIATION
+        torch.nn.init.trunc_normal_(layer.weight, 0.0, scale, -2 * scale, 2 * scale, generator=generator)
+        torch.nn.init.zeros_(layer.bias)
         layers += [layer, torch.nn.ReLU()]
         inputs = width
     return torch.nn.Sequential(*layers[:-1])

@@ -128,6 +128,23 @@ def test_our_update_and_the_peer_take_the_same_steps(loss):
 
 
 @pytest.mark.slow
+def test_the_peer_begins_as_our_network_does():
+    torch, given = with_torch(), problem()
+    settings = benchmark.settings_of(given, "softmax", 1)._replace(hidden=(400, 64))
+    ours = benchmark.learner_of(given, "softmax", settings).init(jax.random.key(0), {"x": given.test_x})
+    theirs = list(peer.network(64, settings, torch.Generator().manual_seed(0)).parameters())
+    layers = [ours.params["backbone"]["dense_0"], ours.params["backbone"]["dense_1"], ours.params["head"]]
+    for layer, weight, bias in zip(layers, theirs[::2], theirs[1::2], strict=True):
+        assert np.ptp(layer["bias"]) == 0 == np.ptp(bias.detach().numpy())
+        kernel, weight = np.asarray(layer["kernel"]), weight.detach().numpy()
+        edge = 2 * len(kernel) ** -0.5 / 0.87962566  # variance 1 / inputs after the cut at two deviations
+        assert max(np.abs(kernel).max(), np.abs(weight).max()) <= edge * 1.0001
+        if kernel.size > 20_000:  # the standard error of a deviation is below 0.5 %
+            for values in (kernel, weight):
+                assert np.std(values) * len(kernel) ** 0.5 == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.slow
 def test_seeds_together_are_the_seeds_alone():
     with_torch()
     given = problem()
