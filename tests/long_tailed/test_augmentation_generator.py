@@ -215,6 +215,7 @@ def test_it_runs_with_the_papers_head_and_predicts_without_the_module():
         (lambda: plan(head_tail_ratio=1.0), "makes 5 of 5 classes head classes"),
         (lambda: plan(centres=0), "centres must be at least 1"),
         (lambda: plan(centre_weight=-1.0), "centre_weight must lie"),
+        (lambda: plan(max_margin=-0.1), "max_margin must lie"),
         (lambda: plan(deferred=1.0), "deferred must lie between 0 and 1"),
         (lambda: plan(head="cosines"), "did you mean 'cosine'"),
         (lambda: plan(head="cosine")[0].learner.init(KEY, DATA), "give rsg.head=.... the head"),

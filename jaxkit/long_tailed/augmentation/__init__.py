@@ -43,7 +43,7 @@ METHODS: dict[str, Method] = {
         year=2022,
         categories=_AUGMENTATION,
         evidence="algorithm 1; alpha = 1, probability 0.5 of the released code; q(r, k) of the text with r = 1",
-        traced=("alpha", "probability", "power"),
+        traced=("alpha", "probability"),
         not_reproduced="the first and the last three epochs without pasting, as in the released code",
     ),
     "m2m": Method(
@@ -53,7 +53,7 @@ METHODS: dict[str, Method] = {
         year=2020,
         categories=_AUGMENTATION,
         evidence="algorithm 1; the settings of the released script for CIFAR-10-LT; the sign of the text's second term",
-        traced=("beta", "gamma", "away", "rate", "noise"),
+        traced=("gamma", "away"),
         not_reproduced="g trained beforehand on other data or with another network",
     ),
     "ssp": Method(
@@ -73,7 +73,7 @@ METHODS: dict[str, Method] = {
         year=2021,
         categories=_AUGMENTATION,
         evidence="released code; K = 3, ratio 0.2, max margin 0.3, weights 0.1 and 0.01, generation in the last fifth",
-        traced=("max_margin", "scale", "beta", "centre_weight", "vector_weight"),
+        traced=("centre_weight", "vector_weight"),
         not_reproduced="the module works on the features before the head, not on the maps before the last stage of the "
         "network; a transfer strength other than 1",
     ),
@@ -84,7 +84,7 @@ METHODS: dict[str, Method] = {
         year=2021,
         categories=("module improvement", "decoupled training"),
         evidence="released code: mixup 0.2, smoothing 0.3 to 0, concave, head at 0.05 of the rate, as on ImageNet-LT",
-        traced=("alpha", "smooth_head", "smooth_tail", "head_rate"),
+        traced=("smooth_head", "head_rate"),
         not_reproduced="the trainable last block of the backbone on Places-LT",
     ),
 }

@@ -135,9 +135,9 @@ def mislas(
       network: with ``backbone`` and ``head``.
       optimizer: an optax transformation.
       class_counts: training rows of each class, above 0.
-      alpha: of mixup; 0.2 as on ImageNet-LT (1 on CIFAR-LT). May be traced.
+      alpha: of mixup; 0.2 as on ImageNet-LT (1 on CIFAR-LT).
       smooth_head: eps of the largest class. May be traced.
-      smooth_tail: eps of the smallest class. May be traced.
+      smooth_tail: eps of the smallest class.
       shape: of the smoothing between them, see ``smoothing_of``.
       head_rate: the head's share of the learning rate of s in stage 2; 0.05 as on ImageNet-LT, 0.2 to 0.5 on CIFAR-LT.
         May be traced.

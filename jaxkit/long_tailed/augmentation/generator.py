@@ -236,9 +236,9 @@ def rsg(
       head_tail_ratio: see ``head_classes``.
       centres: K, 3 as in the survey's code (15 in the networks of the released code).
       width: of ``pair_network``.
-      max_margin: of LDAM; 0.3 as on ImageNet-LT. May be traced.
-      scale: see ``losses.ldam``. May be traced.
-      beta: see ``losses.effective_number_weights``. May be traced.
+      max_margin: of LDAM; 0.3 as on ImageNet-LT.
+      scale: see ``losses.ldam``.
+      beta: see ``losses.effective_number_weights``.
       centre_weight: 0.1 as in the released code. May be traced.
       vector_weight: 0.01 as there. May be traced.
       deferred: the share of the steps of stage 1; 160 of 200 epochs.
@@ -251,7 +251,8 @@ def rsg(
     Source: Wang et al. 2021, section 3, and the released code.
     """
     check.number("centre_weight", centre_weight, 0.0), check.number("vector_weight", vector_weight, 0.0)
-    check.count("centres", centres), check.count("width", width), check.positive("scale", scale)
+    check.number("max_margin", max_margin, 0.0), check.positive("scale", scale)
+    check.count("centres", centres), check.count("width", width)
     if not 0 < check.fraction("deferred", deferred) < 1:
         raise check.UsageError(f"deferred must lie between 0 and 1, for example 0.8, got {deferred!r}")
     counts = check_counts(class_counts)
@@ -263,10 +264,8 @@ def rsg(
         def loss(params, state, batch, key):
             outputs, variables = loss_methods._apply(given, params, state.variables, batch, key, counts)
             logits, labels, generator = outputs["logits"], batch["y"], params["generator"]
-            valid, weight = (
-                batch.get("valid", jnp.ones(labels.shape, bool)),
-                batch.get("weight", jnp.ones(labels.shape)),
-            )
+            valid = batch.get("valid", jnp.ones(labels.shape, bool))
+            weight = batch.get("weight", jnp.ones(labels.shape))
             fixed = jax.lax.stop_gradient(outputs["features"])
             counted, centre, vector = valid, centre_loss(generator, fixed, labels, valid), jnp.zeros(())
             if generating:

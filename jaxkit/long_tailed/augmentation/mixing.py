@@ -134,7 +134,7 @@ def _mixed(
 
     def loss(params, state, batch, key):
         mixed = losses.mixup(
-            jax.random.fold_in(key, 1), mixable(batch["x"]), jnp.arange(len(batch["y"])), alpha=alpha,
+            jax.random.fold_in(key, 1), mixable(batch["x"]), jnp.arange(len(batch["y"])), alpha=opaque(alpha),
             valid=batch.get("valid"),
         )  # fmt: skip
         seen = {**batch, "x": mixed.x}
@@ -163,6 +163,15 @@ def mixed_mean(
     values = share * own_weight * row_loss(logits, own, counts)
     values = values + (1.0 - share) * other_weight * row_loss(logits, other, counts)
     return batch_mean(values, {"valid": batch["valid"]} if "valid" in batch else {})
+
+
+def opaque(alpha: Scalar) -> Array:
+    """alpha as a value that XLA does not fold into the constants of the sampler of Beta(alpha, alpha).
+
+    What it folds depends on the program around, and a share of the last bit with it: the seeds of one run would differ
+    from runs of each seed.
+    """
+    return jax.lax.optimization_barrier(jnp.asarray(alpha, jnp.float32))
 
 
 def mixable(x: Array) -> Array:

@@ -13,7 +13,7 @@ from jaxkit import check
 from jaxkit.data import epochs, pair
 from jaxkit.learner import Gradient, Key, Network, Plan, Stage, from_loss, plain
 from jaxkit.long_tailed import loss_methods
-from jaxkit.long_tailed.augmentation.mixing import mixable, mixed_mean
+from jaxkit.long_tailed.augmentation.mixing import mixable, mixed_mean, opaque
 from jaxkit.long_tailed.counts import Counts, Scalar, check_counts
 from jaxkit.long_tailed.decoupled import ClassLoss, _checked
 from jaxkit.long_tailed.losses import softmax
@@ -70,7 +70,7 @@ def cmo(
       alpha: 1 as in the paper. May be traced.
       probability: with which a batch is pasted on; 0.5 as in the paper. May be traced.
       power: r of the paper's q(r, k), 1: the inverse frequency. The released code draws each row by n_y^-r, which for
-        its r = 1 makes classes equally frequent: here power = 0. May be traced.
+        its r = 1 makes classes equally frequent: here power = 0.
       batch_size: of either source.
       loss: of a row, by default the cross-entropy; the paper also pairs it with LDAM, RIDE and balanced softmax.
       gradient: how the gradient is taken.
@@ -87,7 +87,7 @@ def cmo(
     def objective(params, state, batch, key):
         x, second = _pictures(batch["x"]), batch["second"]
         key_share, key_box, key_when = jax.random.split(jax.random.fold_in(key, 1), 3)
-        share = jax.random.beta(key_share, alpha, alpha)
+        share = jax.random.beta(key_share, opaque(alpha), opaque(alpha))
         pasted = box(key_box, share, *x.shape[1:3]) & jax.random.bernoulli(key_when, probability)
         covered = jnp.broadcast_to(pasted, (len(x), *pasted.shape))
         if "valid" in second:

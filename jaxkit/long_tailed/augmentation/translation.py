@@ -136,12 +136,12 @@ def m2m(
       network: g and f are two of it.
       optimizer: of each network, started anew for f.
       class_counts: training rows of each class, above 0.
-      beta: 0.999 as in the paper. May be traced.
+      beta: 0.999 as in the paper.
       gamma: 0.9 as in the released script for CIFAR-10-LT. May be traced.
       away: lambda, 0.5 as there. May be traced.
-      rate: 0.1 as there, in units of x. May be traced.
+      rate: 0.1 as there, in units of x.
       translation_steps: T, 10 as there.
-      noise: the largest length of the displacement before translation, 0.5 as there. May be traced.
+      noise: the largest length of the displacement before translation, 0.5 as there.
       bounds: least and largest value of x, see ``translate``.
       batch_size: of all stages.
       loss: of a row of f, by default the cross-entropy.

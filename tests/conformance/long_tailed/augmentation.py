@@ -37,7 +37,7 @@ def translations() -> Case:
         ),
         long_tailed_digits,
         fall=(0.3, 0.3, 0.1),
-        swept={"beta": (0.9, 0.999), "gamma": (0.1, 0.3), "away": (0.0, 0.5), "rate": (0.1, 0.3), "noise": (0.1, 0.5)},
+        swept={"gamma": (0.1, 0.3), "away": (0.0, 0.5)},
         family="long_tailed",
         exempt={"padding absent": PARTNERS},
     )
@@ -46,20 +46,19 @@ def translations() -> Case:
 def cases() -> tuple[Case, ...]:
     """Methods that mix rows, paste, translate or generate them, or pre-train without labels."""
     network = convnet(10, width=4, norm="batch")
-    margin = {"max_margin": (0.0, 0.3), "scale": (10.0, 30.0)}
     mixed = {"exempt": {"padding absent": PARTNERS}}
     return (
         one("mixup", (0.2,), {"alpha": (0.2, 1.0)})._replace(**mixed),
         one("remix", (0.2,), {"alpha": (0.2, 1.0), "kappa": (1.5, 10.0), "tau": (0.1, 0.5)})._replace(**mixed),
-        one(
-            "cmo", (0.2,), {"alpha": (0.5, 1.0), "probability": (0.1, 0.9), "power": (0.0, 1.0)}, network, batch_size=32
-        )._replace(data=pictures),
+        one("cmo", (0.2,), {"alpha": (0.5, 1.0), "probability": (0.1, 0.9)}, network, batch_size=32)._replace(
+            data=pictures
+        ),
         translations(),
         one("ssp", (0.1, 0.3), {"noise": (0.05, 0.2), "temperature": (0.2, 0.5)}, batch_size=32, projection=8),
         one(
             "rsg",
             (0.3, 0.05),
-            {**margin, "beta": (0.0, 0.999), "centre_weight": (0.0, 0.1), "vector_weight": (0.0, 0.01)},
+            {"centre_weight": (0.0, 0.1), "vector_weight": (0.0, 0.01)},
             batch_size=32,
             width=8,
             deferred=0.5,
@@ -67,7 +66,7 @@ def cases() -> tuple[Case, ...]:
         one(
             "mislas",
             (0.2, 0.05),
-            {"alpha": (0.2, 1.0), "smooth_head": (0.0, 0.3), "smooth_tail": (0.0, 0.1), "head_rate": (0.05, 0.5)},
+            {"smooth_head": (0.0, 0.3), "head_rate": (0.05, 0.5)},
             batch_size=32,
             classifier_share=0.5,
         )._replace(**mixed),
