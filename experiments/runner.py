@@ -123,6 +123,7 @@ class Study(NamedTuple):
       seconds: ``(cell, config) -> rough seconds on two CPU cores``, for the estimate printed at the start.
       tables: ``(config, outcomes) -> {name: Table}`` from all outcomes; further tables, each also tables/<name>.csv.
       remarks: ``(config, outcomes) -> sentences`` from all outcomes, what the table means; shown under it.
+      said: ``(config, cells to run) -> lines`` printed before the first of them, where there is one.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Study(NamedTuple):
     seconds: Callable[[Cell, Any], float] | None = None
     tables: Callable[[Any, Sequence[Outcome]], dict[str, Table]] | None = None
     remarks: Callable[[Any, Sequence[Outcome]], list[str]] | None = None
+    said: Callable[[Any, Sequence[Cell]], list[str]] | None = None
 
 
 def run(study: Study, argv: Sequence[str] | None = None) -> int:
@@ -259,6 +261,8 @@ def _plan(study: Study, config: Any, folder: Path, grid: list[Cell]) -> list[Cel
     if study.seconds is not None and todo:
         estimate = f", about {duration(sum(study.seconds(cell, config) for cell in todo))} on two CPU cores"
     print(f"{len(todo)} cell{'s' * (len(todo) != 1)} to run{kept}{estimate}", flush=True)
+    for line in study.said(config, todo) if study.said is not None and todo else ():
+        print(line, flush=True)
     return todo
 
 
