@@ -33,7 +33,7 @@ METHODS: dict[str, Method] = {
         year=2021,
         categories=_ENSEMBLE,
         evidence="released code: diversity 0.2, weights from 160 of 200 epochs on; 0.02 of the survey's configuration",
-        traced=("diversity", "temperature_factor", "max_margin", "scale", "beta"),
+        traced=("diversity", "temperature_factor"),
         not_reproduced=f"{_TRUNK}; distillation from a larger ensemble",
     ),
     "sade": Method(
@@ -74,7 +74,7 @@ METHODS: dict[str, Method] = {
         year=2020,
         categories=_ENSEMBLE,
         evidence="released code: T = 2, threshold 0.3; a reference row; total_steps is to be given",
-        traced=("temperature", "threshold"),
+        traced=("temperature",),
         not_reproduced="accuracies on validation data (here on training rows); confidences without augmentation; "
         "experts trained one by one; a curriculum that weighs logits, in the end above 1 (here the loss, up to 1)",
     ),

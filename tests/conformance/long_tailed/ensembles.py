@@ -11,15 +11,12 @@ from tests.conformance.long_tailed.toy import one
 def cases() -> tuple[Case, ...]:
     """Copies of a network, and for ResLT heads on one backbone."""
     shared = with_experts(mlp(10, hidden=(16,), norm="batch"), 3)
-    settings = {
-        "diversity": (0.0, 0.2), "temperature_factor": (0.0, 0.5), "max_margin": (0.0, 0.5), "scale": (10.0, 30.0),
-        "beta": (0.0, 0.999),
-    }  # fmt: skip
+    apart = {"diversity": (0.0, 0.2), "temperature_factor": (0.0, 0.5)}
     return (
         # The second stage goes on with what the first has learnt, and the third has a loss of its own.
-        one("ride", (0.3, 0.05, 0.3), settings, batch_size=32, deferred=0.5, router=True, router_share=1 / 3),
+        one("ride", (0.3, 0.05, 0.3), apart, batch_size=32, deferred=0.5, router=True, router_share=1 / 3),
         one("sade", swept={"tau": (0.0, 2.0)}),
         one("reslt", swept={"beta": (0.2, 0.99)}, network=shared, experts=None),
         one("bbn", batch_size=32, total_steps=60),
-        one("lfme", swept={"temperature": (1.0, 4.0), "threshold": (0.1, 0.6)}, batch_size=32, total_steps=30),
+        one("lfme", swept={"temperature": (1.0, 4.0)}, batch_size=32, total_steps=30),
     )
