@@ -33,7 +33,7 @@ METHODS: dict[str, Method] = {
         year=2021,
         categories=_ENSEMBLE,
         evidence="released code: diversity 0.2, weights from 160 of 200 epochs on; 0.02 of the survey's configuration",
-        traced=("diversity", "temperature_factor"),
+        traced=("diversity",),
         not_reproduced=f"{_TRUNK}; distillation from a larger ensemble",
     ),
     "sade": Method(

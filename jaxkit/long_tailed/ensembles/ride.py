@@ -117,7 +117,7 @@ def ride(
       experts: copies of the network (``replicated``), or None (``with_experts``).
       diversity: weight of the diversity, 0.2 in the released code; 0 trains experts that know nothing of each other.
         (For 0 the released code trains the mean of their logits instead.) May be traced.
-      temperature_factor: see ``class_temperatures``. May be traced.
+      temperature_factor: see ``class_temperatures``.
       max_margin, scale: see ``losses.ldam``.
       beta: of the class weights.
       deferred: share of the steps before re-weighting, router aside; 0.8 is 160 of 200 epochs.
