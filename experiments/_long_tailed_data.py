@@ -24,6 +24,7 @@ KEY = 2023
 HELD_OUT = 50  # digits of each class
 LARGEST_IMAGE = 64
 FEATURE_SIZE = 128  # pixels a side that EfficientNet sees
+NORM = 4.0  # of features, so that one learning rate serves all settings
 FEATURE_ROWS = {"train": 500, "test": 100}  # rows of a class, the first of the file
 
 
@@ -86,7 +87,9 @@ def _features() -> tuple[Part, Part, str]:
         x = np.asarray(_resized(arrays["x"][kept]))
         store = fetch.store_folder() / "features"
         found = features(network, params, variables, x, batch_size=50, cache=store)
-        parts.append({"x": found / np.float32(0.5), "y": arrays["y"][kept]})
+        parts.append({"x": found, "y": arrays["y"][kept]})
+    scale = np.float32(NORM / np.sqrt((parts[0]["x"] ** 2).sum(1).mean()))
+    parts = [{**part, "x": part["x"] * scale} for part in parts]
     return parts[0], parts[1], f"EfficientNet-Lite0 features of {name} at {FEATURE_SIZE} pixels, 100 test rows a class"
 
 

@@ -273,7 +273,7 @@ def _unfinished(outcomes: Sequence[Outcome], setting: str) -> str:
     fits = {
         one.cell.method: 100 * sum(one.result["fit"]["tail"]) / len(one.result["fit"]["tail"])
         for one in outcomes
-        if one.cell.setting == setting and one.result is not None
+        if one.cell.setting == setting and one.result is not None and one.cell.options["network"] != "linear"
     }
     short = [f"{name} {fit:.0f} %" for name, fit in fits.items() if fit < 95]
     return f"below 95 % of the training rows after as many steps as the others: {', '.join(short)}." if short else ""
@@ -330,7 +330,7 @@ def notes(config: Any, outcomes: Sequence[Outcome]) -> str:
                 "accuracy the mean of the classes."
             )
         vanilla = next((one for one in done if one.cell.method == "softmax"), None)
-        if vanilla is not None:
+        if vanilla is not None and options["network"] != "linear":
             fit = 100 * min(vanilla.result["fit"]["tail"])
             text += f" Cross-entropy fits {fit:.1f} % of the training rows (worst seed)" + (
                 "." if fit >= 99 else ": less than 99 %, more --steps would change the comparison."
