@@ -79,7 +79,7 @@ class Budget(NamedTuple):
     seeds: int = 8
     steps: int = 600
     rounds: int = 7
-    trial_steps: int = 60
+    trial_steps: int = 20
 
 
 QUICK = Budget(steps=200, rounds=2)
@@ -152,7 +152,7 @@ def our_run(problem: Problem, loss: str, settings: peer.Settings) -> Callable[[i
 
 
 def best_form(problem: Problem, settings: peer.Settings, together: bool) -> dict[str, Any]:
-    """The threads, and plain or fused SGD, with which this form of the peer is fastest in a trial."""
+    """The threads, and plain or fused SGD, with which this form of the peer is fastest in a trial, up to 5 %."""
     cores = os.cpu_count() or 1
     forms = list(itertools.product(sorted({1, min(2, cores), cores}), (False, True)))
 
@@ -160,9 +160,10 @@ def best_form(problem: Problem, settings: peer.Settings, together: bool) -> dict
         options = {"first_seed": 0, "threads": threads, "fused": fused, "together": together}
         return lambda: peer.train(problem.train["x"], problem.train["y"], problem.test_x, settings, **options)
 
-    times = in_turn({str(form): trial(*form) for form in forms}, 3)
-    best = min(forms, key=lambda form: float(np.median(times[str(form)])))
-    return {"threads": best[0], "fused": best[1]}
+    least = {name: each.min() for name, each in in_turn({str(form): trial(*form) for form in forms}, 5).items()}
+    # Threads that gain nothing wait for each other on a machine with other work: the fewest of those that are as good.
+    threads, fused = next(form for form in forms if least[str(form)] <= 1.05 * min(least.values()))
+    return {"threads": threads, "fused": fused}
 
 
 def against_torch(problem: Problem, budget: Budget) -> dict[str, Any] | str:
