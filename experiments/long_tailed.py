@@ -253,6 +253,7 @@ STUDY = Study(
     notes=report.notes,
     seconds=seconds,
     said=said,
+    wide=("accuracy",),
     not_reproduced="ImageNet-LT, Places-LT and iNaturalist with ResNet-50, ResNet-152 and ResNeXt-50, to which the "
     "survey's figures belong; what of each method is not here stands in METHODS[name].not_reproduced.",
 )

@@ -33,7 +33,8 @@ def write(study: Any, config: Any, folder: Path, outcomes: Sequence[Any], show: 
     tables = study.tables(config, outcomes) if study.tables else {}
     further = {name: further_view(name, given) for name, given in tables.items()}
     table.to_csv(rows, folder / "table.csv")
-    wide = [views.pivot(rows, metric) for metric in dict.fromkeys(row.metric for row in rows)]
+    metrics = [metric for metric in dict.fromkeys(row.metric for row in rows) if metric in (study.wide or (metric,))]
+    wide = [views.pivot(rows, metric) for metric in metrics]
     for name, given in tables.items():
         write_atomic(folder / "tables" / f"{name}.csv", csv_text(given))
     notes = study.notes(config, outcomes) if study.notes else ""

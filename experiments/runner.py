@@ -124,6 +124,7 @@ class Study(NamedTuple):
       tables: ``(config, outcomes) -> {name: Table}`` from all outcomes; further tables, each also tables/<name>.csv.
       remarks: ``(config, outcomes) -> sentences`` from all outcomes, what the table means; shown under it.
       said: ``(config, cells to run) -> lines`` printed before the first of them, where there is one.
+      wide: the metrics that get a table of their own, methods by settings; None: every one. All are in table.csv.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Study(NamedTuple):
     tables: Callable[[Any, Sequence[Outcome]], dict[str, Table]] | None = None
     remarks: Callable[[Any, Sequence[Outcome]], list[str]] | None = None
     said: Callable[[Any, Sequence[Cell]], list[str]] | None = None
+    wide: tuple[str, ...] | None = None
 
 
 def run(study: Study, argv: Sequence[str] | None = None) -> int:
