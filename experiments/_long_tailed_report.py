@@ -35,7 +35,7 @@ def tables(config: Any, outcomes: Sequence[Outcome]) -> dict[str, Table]:
     several = len({one.setting for one in found}) > 1
     body = []
     for one in sorted(found, key=lambda e: (e.setting, category(e.line))):
-        given = published_of(one.line, "accuracy").get("published")
+        given = published_of(one, "accuracy").get("published")
         cells = ["missing" if one.values is None else _interval(one.percent(metric)) for metric in names]
         body.append((*[one.setting] * several, one.method, _SHORT.get(category(one.line)[1]), *cells, given))
     groups = dict.fromkeys(f"{e.setting}: {_groups(e.outcome)}" for e in found if e.values)
@@ -287,8 +287,9 @@ def _order(found: Sequence[Entry], setting: str) -> str:
     for one in found:
         ours = one.percent("accuracy") if one.setting == setting else None
         group = one.line.categories[0] in ("baseline", "class re-balancing")
-        if ours is not None and group and one.line.survey:
-            pairs.append((sum(ours) / len(ours), published_of(one.line, "accuracy")["published"]))
+        theirs = published_of(one, "accuracy").get("published")
+        if ours is not None and group and theirs is not None:
+            pairs.append((sum(ours) / len(ours), theirs))
     if len(pairs) < 4:
         return ""
     tau, p = kendalltau(*zip(*pairs, strict=True))

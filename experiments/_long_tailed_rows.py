@@ -149,14 +149,15 @@ def metrics_of(config: Any, one: Entry) -> tuple[str, ...]:
     return (*names, *(SHIFTED if config.agnostic else ()))
 
 
-def published_of(line: Line, metric: str) -> dict[str, Any]:
-    """The survey's figure as arguments of ``make_row``; always of another setting."""
+def published_of(one: Entry, metric: str) -> dict[str, Any]:
+    """The survey's figure as arguments of ``make_row``, always of another setting; none beside the user's own data."""
     from jaxkit.long_tailed import published
 
     field = {"relative_accuracy": "relative"}.get(metric, metric)
-    if not line.survey or field not in published.Cell._fields:
+    survey = one.line.survey
+    if not survey or field not in published.Cell._fields or "data" in one.outcome.cell.options:
         return {}
-    return {"published": getattr(published.cell(line.survey, EPOCHS), field), "tag": TAG, "comparable": False}
+    return {"published": getattr(published.cell(survey, EPOCHS), field), "tag": TAG, "comparable": False}
 
 
 def rows(config: Any, outcomes: Sequence[Outcome]) -> list[Any]:
@@ -169,7 +170,7 @@ def rows(config: Any, outcomes: Sequence[Outcome]) -> list[Any]:
             values = one.percent(metric)
             if values is None and (one.values is not None or metric not in METRICS[:5]):
                 continue
-            made.append(make_row(STUDY, one.setting, one.method, metric, values, **published_of(one.line, metric)))
+            made.append(make_row(STUDY, one.setting, one.method, metric, values, **published_of(one, metric)))
     return made
 
 

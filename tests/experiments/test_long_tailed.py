@@ -218,6 +218,7 @@ def test_own_data_prints_its_tail_and_runs_the_five_cheapest(tmp_path, capsys):
     rows = {(row.method, row.metric): row for row in read_csv(tmp_path / "run" / "table.csv")}
     assert {method for method, _ in rows} == set(table.OWN_METHODS)
     assert rows["softmax", "accuracy"].value > 90  # the classes are 6 sqrt(2) standard deviations apart
+    assert rows["softmax", "accuracy"].published is None
     assert ("softmax", "relative_accuracy") not in rows and ("softmax", "macro_accuracy") in rows
 
 
