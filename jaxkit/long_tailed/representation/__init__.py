@@ -48,7 +48,7 @@ METHODS: dict[str, Method] = {
         year=2021,
         categories=_REPRESENTATION,
         evidence="released code; alpha = 0.05, beta = gamma = 1, T = 0.07, queue 8192 of the survey's script",
-        traced=("alpha", "beta", "gamma", "temperature"),
+        traced=("alpha", "temperature"),
         not_reproduced="RandAugment and colour jitter as views, batch normalisation in the projector; places of the "
         "queue are empty at first, not random",
     ),

@@ -194,8 +194,8 @@ def paco(
       class_counts: training rows of each class, above 0.
       batch_size: rows of a step.
       alpha: see ``paco_loss``; 0.05 on ImageNet-LT, 0.01 on CIFAR-100-LT in the released code. May be traced.
-      beta: see ``paco_loss``. May be traced.
-      gamma: see ``paco_loss``. May be traced.
+      beta: see ``paco_loss``; only alpha / beta counts.
+      gamma: see ``paco_loss``.
       temperature: 0.07 in the survey's run, 0.05 on CIFAR-100-LT. May be traced.
       dim: of the projections; 128, and 32 on CIFAR-100-LT.
       queue_size: K, at least a batch; 8192, and 1024 on CIFAR-100-LT. It fills in K / batch_size steps.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -47,7 +48,8 @@ def choose_beta(
       beta, and the mean accuracy of classes for each of ``betas``.
 
     Raises:
-      UsageError: betas that are none or out of range; logits, labels and counts that do not belong together.
+      UsageError: betas that are none or out of range; logits, labels and counts that do not belong together; no row, or
+        (where they are concrete) logits that are not finite.
 
     Source: Tian et al. 2020; beta is chosen on validation data there.
     """
@@ -57,9 +59,16 @@ def choose_beta(
     if concrete(given):
         for beta in given:
             check.fraction("beta", beta)
-    logits, labels = jnp.asarray(logits), jnp.asarray(check_labels(labels, logits.shape[-1]))
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+    logits = jnp.asarray(logits)
+    if logits.ndim != 2 or logits.size == 0:
+        raise check.UsageError(f"logits must have the shape [rows, classes], got {list(logits.shape)}")
+    labels = jnp.asarray(check_labels(labels, logits.shape[-1]))
+    if labels.shape != logits.shape[:1]:
         raise check.UsageError(f"logits {list(logits.shape)} and labels {list(labels.shape)} must have the same rows")
+    if concrete(logits):
+        bad = np.flatnonzero(~np.isfinite(np.asarray(logits)).all(1))
+        if bad.size:
+            raise check.UsageError(f"logits of row {bad[0]} are not finite; leave such rows out")
     check_counts(class_counts, logits.shape[-1])
     number = jnp.bincount(labels, length=logits.shape[-1])
     weight = 1.0 / (jnp.maximum(number, 1)[labels] * (number > 0).sum())
