@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxkit import check
 from jaxkit.long_tailed.counts import Counts, Scalar, check_counts, check_labels, log_prior
+from jaxkit.long_tailed.losses import as_labels, as_logits
 
 # The logit of a row that does not count: its exponential is 0.
 _AWAY = -1e30
@@ -35,14 +36,22 @@ def lade_regulariser(
       valid: rows that count; of none the regulariser is 0.
 
     Raises:
-      UsageError: a negative penalty, counts that do not fit the logits, a class without rows, labels out of range.
+      UsageError: a negative penalty, arrays that do not belong together, a class without rows, labels out of range
+        where they are concrete; traced ones of valid rows give NaN.
 
     Source: Hong et al. 2021, Disentangling label distribution for long-tailed visual recognition; released code.
     """
     check.number("penalty", penalty, 0.0)
+    logits, labels = as_logits(logits), as_labels(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise check.UsageError(
+            f"logits must be [batch, classes] and labels [batch], got {list(logits.shape)} and {list(labels.shape)}"
+        )
     rows, classes = logits.shape
     check_labels(labels, classes), check_counts(class_counts, classes)
-    valid = jnp.ones((rows,), bool) if valid is None else jnp.asarray(valid)
+    valid, labels = jnp.ones((rows,), bool) if valid is None else jnp.asarray(valid), jnp.asarray(labels)
+    if valid.shape != (rows,):
+        raise check.UsageError(f"valid must be [{rows}], one for each row, got {list(valid.shape)}")
     logits = jnp.where(valid[:, None], logits, 0.0)
     log_pi = log_prior(class_counts)
 
@@ -51,4 +60,6 @@ def lade_regulariser(
     spread = jnp.where(valid[:, None], logits - log_pi - jnp.log(float(classes)), _AWAY)
     log_mean = jax.nn.logsumexp(spread, axis=0) - jnp.log(jnp.maximum(valid.sum(), 1))
     log_mean = jnp.where(valid.any(), log_mean, 0.0)
-    return -jnp.sum(jnp.exp(log_pi) * (own_mean - log_mean - penalty * log_mean**2))
+    value = -jnp.sum(jnp.exp(log_pi) * (own_mean - log_mean - penalty * log_mean**2))
+    beyond = valid & ((labels < 0) | (labels >= classes))
+    return jnp.where(beyond.any(), jnp.nan, value)

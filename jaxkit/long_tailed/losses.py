@@ -10,9 +10,11 @@ Default values are those of the official code where there is one; each docstring
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxkit import check
@@ -38,7 +40,36 @@ WEIGHTINGS = ("released", "paper")
 _AWAY = -1e30
 
 
-def _check(logits: Logits, labels: Labels, class_counts: Counts | None) -> None:
+def as_logits(values: Any) -> Any:
+    """Arrays as they are, lists of numbers as a float32 array.
+
+    Raises:
+      UsageError: text, or rows of unequal length.
+    """
+    if hasattr(values, "shape"):
+        return values
+    try:
+        return np.asarray(values, np.float32)
+    except (TypeError, ValueError):
+        raise check.UsageError("logits must be numbers [..., classes], got text or rows of unequal length") from None
+
+
+def as_labels(values: Any) -> Any:
+    """Arrays as they are, lists as an array.
+
+    Raises:
+      UsageError: lists of unequal length.
+    """
+    if hasattr(values, "shape"):
+        return values
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise check.UsageError("labels must be whole numbers [...], got lists of unequal length") from None
+
+
+def _check(logits: Any, labels: Any, class_counts: Counts | None) -> tuple[Any, Any]:
+    logits, labels = as_logits(logits), as_labels(labels)
     classes = logits.shape[-1] if logits.ndim else 0
     if classes == 0 or logits.shape[:-1] != labels.shape:
         raise check.UsageError(
@@ -47,11 +78,12 @@ def _check(logits: Logits, labels: Labels, class_counts: Counts | None) -> None:
     check_labels(labels, classes)
     if class_counts is not None:
         check_counts(class_counts, classes, empty=True)
+    return logits, labels
 
 
 def softmax(logits: Logits, labels: Labels, class_counts: Counts | None = None) -> Rows:
     """CE(z), the loss that knows nothing of class counts; it takes them so that all losses are called alike."""
-    _check(logits, labels, class_counts)
+    logits, labels = _check(logits, labels, class_counts)
     return cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
 
 
@@ -70,7 +102,7 @@ def inverse_weights(class_counts: Counts, *, form: str = "released") -> ClassWei
 
 def weighted_softmax(logits: Logits, labels: Labels, class_counts: Counts, *, form: str = "released") -> Rows:
     """w_y CE(z) with the weights of ``inverse_weights``."""
-    _check(logits, labels, class_counts)
+    logits, labels = _check(logits, labels, class_counts)
     return inverse_weights(class_counts, form=form)[labels] * softmax(logits, labels)
 
 
@@ -126,7 +158,7 @@ def effective_number_weights(class_counts: Counts, *, beta: Scalar = 0.9999) -> 
 
 def class_balanced(logits: Logits, labels: Labels, class_counts: Counts, *, beta: Scalar = 0.9999) -> Rows:
     """w_y CE(z) with the weights of ``effective_number_weights``; its product with ``focal`` is CB-focal."""
-    _check(logits, labels, class_counts)
+    logits, labels = _check(logits, labels, class_counts)
     return effective_number_weights(class_counts, beta=beta)[labels] * softmax(logits, labels)
 
 
@@ -161,7 +193,7 @@ def ldam(
     Source: Cao et al. 2019, Learning imbalanced datasets with label-distribution-aware margin loss, section 3.2.
     """
     check.positive("scale", scale)
-    _check(logits, labels, class_counts)
+    logits, labels = _check(logits, labels, class_counts)
     margins = ldam_margins(class_counts, max_margin=max_margin)[labels]
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     if scale_logits:
@@ -195,7 +227,7 @@ def equalization(
     Source: Tan et al. 2020, Equalization loss for long-tailed object recognition, the softmax form.
     """
     check.fraction("gamma", gamma)
-    _check(logits, labels, class_counts)
+    logits, labels = _check(logits, labels, class_counts)
     classes = logits.shape[-1]
     threshold = 0.43 / classes if threshold is None else check.fraction("threshold", threshold)
     rare = jnp.exp(log_prior(class_counts)) <= threshold
@@ -216,7 +248,7 @@ def logit_adjusted(logits: Logits, labels: Labels, class_counts: Counts, *, tau:
     Source: Menon et al. 2021, Long-tail learning via logit adjustment, the logit adjusted loss.
     """
     check.number("tau", tau)
-    _check(logits, labels, class_counts)
+    logits, labels = _check(logits, labels, class_counts)
     return softmax(logits + tau * log_prior(class_counts), labels)
 
 
@@ -244,7 +276,7 @@ def vector_scaling(
     """
     check.number("gamma", gamma, 0.0)
     counts = check_counts(class_counts)
-    return logit_adjusted(logits * (counts / counts.max()) ** gamma, labels, class_counts, tau=tau)
+    return logit_adjusted(as_logits(logits) * (counts / counts.max()) ** gamma, labels, class_counts, tau=tau)
 
 
 def seesaw(
@@ -264,7 +296,7 @@ def seesaw(
     Args:
       logits: z.
       labels: y.
-      class_counts: n, accumulated in training in the paper (``seesaw`` of ``METHODS``); those below 1 count 1.
+      class_counts: n, accumulated in training in the paper (``seesaw`` of ``METHODS``); a class without rows counts 1.
       p: exponent of the mitigation, 0.8 in the paper. May be traced.
       q: exponent of the compensation, 2 in the paper. May be traced.
       smallest: the least sigma_y to divide by, 0.01 in the released code.
@@ -272,8 +304,8 @@ def seesaw(
     Source: Wang et al. 2021, Seesaw loss for long-tailed instance segmentation.
     """
     check.number("p", p, 0.0), check.number("q", q, 0.0), check.positive("smallest", smallest)
-    _check(logits, labels, class_counts)
-    log_n = jnp.log(jnp.maximum(jnp.asarray(class_counts, jnp.float32), 1.0))
+    logits, labels = _check(logits, labels, class_counts)
+    log_n = jnp.log(jnp.maximum(check_counts(class_counts, least=1.0, empty=True), 1.0))
     log_p = jax.lax.stop_gradient(jax.nn.log_softmax(jnp.asarray(logits)))
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=log_p.dtype)
     log_p_own = jnp.sum(jnp.where(own > 0, log_p, 0.0), axis=-1, keepdims=True)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxkit import check
 from jaxkit.long_tailed.counts import Counts, Logits, Scalar, check_counts, check_prior, log_prior
+from jaxkit.long_tailed.losses import as_logits
 
 
 def logit_adjustment(logits: Logits, class_counts: Counts, tau: Scalar = 1.0) -> Float[Array, "*batch classes"]:
@@ -30,7 +31,7 @@ def logit_adjustment(logits: Logits, class_counts: Counts, tau: Scalar = 1.0) ->
     Source: Menon et al. 2021, Long-tail learning via logit adjustment, post-hoc form.
     """
     check.number("tau", tau)
-    _check_classes(logits, class_counts)
+    logits, _ = _checked(logits, class_counts)
     return logits - tau * log_prior(class_counts)
 
 
@@ -52,7 +53,7 @@ def uno_ic(
     uncertainty-aware temperature (UNO) is not here.
     """
     check.fraction("beta", beta)
-    classes = _check_classes(logits, class_counts)
+    logits, classes = _checked(logits, class_counts)
     target = -jnp.log(float(classes)) if target_prior is None else _log_target(target_prior, classes)
     return logits + beta * (target - log_prior(class_counts))
 
@@ -62,6 +63,7 @@ def for_prior(logits: Logits, target_prior: Any) -> Float[Array, "*batch classes
 
     Source: Hong et al. 2021, Disentangling label distribution for long-tailed visual recognition.
     """
+    logits = as_logits(logits)
     return logits + _log_target(target_prior, logits.shape[-1])
 
 
@@ -91,10 +93,12 @@ def tau_normalize(params: Any, tau: Scalar, *, keep_bias: bool = False) -> Any:
     return {**params, "head": changed}
 
 
-def _check_classes(logits: Logits, class_counts: Counts) -> int:
-    classes = logits.shape[-1]
-    check_counts(class_counts, classes)
-    return classes
+def _checked(logits: Any, class_counts: Counts) -> tuple[Any, int]:
+    logits = as_logits(logits)
+    if logits.ndim == 0:
+        raise check.UsageError("logits must have an axis of classes at the end, got one number")
+    check_counts(class_counts, logits.shape[-1])
+    return logits, logits.shape[-1]
 
 
 def _log_target(target_prior: Any, classes: int) -> jax.Array:

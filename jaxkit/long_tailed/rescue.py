@@ -8,6 +8,13 @@ they are worth.
 Nothing is measured on rows on which it was chosen: the rows are split into folds, tau and temperature are chosen on all
 folds but one and applied to that one, and ``after`` is measured on the rows so adjusted. What ``apply`` uses is chosen
 on all rows. All on the host, in float64.
+
+Intervals are for the classes and their numbers of rows as given: which class a row is of is no source of error.
+Accuracies have Wilson's interval in each class, put together for the mean over classes as by Zou and Donner (2008,
+Construction of confidence limits about effect measures); it has a width even where all rows of a class are right, and
+of three rows it says little. Other measures, and changes, have a bootstrap interval within the classes. Where no class
+has spread, and for changes where there are fewer than 5 rows, resampling knows nothing, and there is no interval; a
+class alone without spread, or of one row, adds none, and the interval is too narrow by what it should have added.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ import scipy.special
 from jaxtyping import Array, Float
 
 from jaxkit import check
-from jaxkit.evaluation import Interval, bootstrap_interval, plain_view, to_markdown
+from jaxkit.evaluation import Interval, plain_view, to_markdown, wilson_interval
 from jaxkit.long_tailed.counts import Logits, check_counts, check_labels
 from jaxkit.long_tailed.groups import GROUPS, class_groups
 from jaxkit.long_tailed.posthoc import logit_adjustment
@@ -31,6 +38,7 @@ TAUS = tuple(np.linspace(0.0, 4.0, 81).round(2).tolist())
 TEMPERATURES = (0.05, 20.0)
 MEASURES = ("accuracy", "macro_accuracy", *GROUPS, "nll", "ece")
 _BINS = 15
+_LEAST = 5  # rows below which a change has no interval
 _TIE = 1e-9  # accuracies that differ by less are equal but for the order of a sum
 
 
@@ -42,11 +50,12 @@ class Rescue(NamedTuple):
       temperature: chosen on all rows.
       fold_taus: chosen without each fold.
       fold_temperatures: chosen without each fold.
-      before: 95 % interval of each of ``MEASURES`` that the rows allow, for the logits as they came.
+      before: each of ``MEASURES`` that the rows allow with its 95 % interval, for the logits as they came; nan ends
+        where there is none.
       after: the same for the logits adjusted by cross-validation.
       change: of after - before, paired by row.
       class_counts: of the training rows, [C].
-      largest_tau: the largest of those to choose from.
+      taus: those to choose from, rising.
     """
 
     tau: float
@@ -57,14 +66,14 @@ class Rescue(NamedTuple):
     after: dict[str, Interval]
     change: dict[str, Interval]
     class_counts: np.ndarray
-    largest_tau: float
+    taus: np.ndarray
 
     def apply(self, logits: Logits) -> Float[Array, "*batch classes"]:
         """(z - tau log pi) / temperature."""
         return logit_adjustment(jax.numpy.asarray(logits), self.class_counts, self.tau) / self.temperature
 
     def table(self) -> str:
-        """The measures before and after, in per cent (nll in nats), each with its 95 % interval."""
+        """The measures before and after, in per cent (nll in nats), each with its 95 % interval or ``[-]``."""
         lines = []
         for name in MEASURES:
             cells = [_cell(part.get(name), 1 if name == "nll" else 100) for part in (self.before, self.after)]
@@ -73,20 +82,17 @@ class Rescue(NamedTuple):
         title = f"Logit adjustment and temperature, {len(self.fold_taus)}-fold cross-validated"
         spread = lambda values: f"{min(values):.3g} to {max(values):.3g} over the folds"
         proven = self.change["macro_accuracy"].low > 0
-        edge = (
-            "tau is the largest there was to choose from; give larger taus.\n" if self.tau == self.largest_tau else ""
-        )
         return (
             to_markdown(plain_view(title, header, lines))
             + f"\ntau {self.tau:.3g} ({spread(self.fold_taus)}), "
             + f"temperature {self.temperature:.3g} ({spread(self.fold_temperatures)}).\n"
             + f"The gain in macro accuracy is {'above 0' if proven else 'not shown to be above 0'} at 95 %.\n"
-            + edge
+            + _at_the_edge(self.tau, self.taus, self.temperature)
         )
 
 
 def rescue(
-    logits: Logits,
+    logits: Any,
     labels: Any,
     class_counts: Any,
     *,
@@ -113,8 +119,8 @@ def rescue(
       seed: of the split and of the bootstrap.
 
     Returns:
-      a ``Rescue``; its intervals are percentile bootstrap ones over the rows. ``ece`` has 15 equal-width bins, and its
-      interval is of first order (the signs of the bins' gaps are held) and ends at 0 at the lowest.
+      a ``Rescue``. ``ece`` has 15 equal-width bins, and its interval is of first order (the signs of the bins' gaps are
+      held) and ends at 0 at the lowest.
 
     Raises:
       UsageError: arrays that do not belong together, logits that are not finite, fewer rows than folds, a class without
@@ -144,16 +150,19 @@ def rescue(
     weight, group = class_weights(y, classes), np.asarray(class_groups(counts, by=groups))[y]
     old, new = _values(z, y, weight), _values(adjusted, y, weight)
     before, after, change = {}, {}, {}
-    options = {"statistic": _mean, "method": "percentile", "resamples": resamples, "seed": seed}
-    for name, (kind, part, part_weight) in _parts(weight, group).items():
-        one, two = old[kind][part], new[kind][part]
-        for found, values in ((before, one), (after, two), (change, two - one)):
-            found[name] = bootstrap_interval(values, part_weight, **options)
+    for name, (kind, part, strata) in _parts(y, group).items():
+        one, two, strata = old[kind][part], new[kind][part], strata[part]
+        change[name] = stratified_interval(two - one, strata, resamples=resamples, seed=seed, least=_LEAST)
+        for found, values in ((before, one), (after, two)):
+            if kind == "right":
+                found[name] = proportion_interval(values, strata)
+            else:
+                found[name] = stratified_interval(values, strata, resamples=resamples, seed=seed)
     for found in (before, after):
-        found["ece"] = found["ece"]._replace(low=max(found["ece"].low, 0.0))
+        found["ece"] = found["ece"]._replace(low=np.maximum(found["ece"].low, 0.0))  # a nan stays one
     tau, temperature = choose(np.ones(rows, bool))
     fold_taus, fold_temperatures = (tuple(values) for values in zip(*by_fold))
-    return Rescue(tau, temperature, fold_taus, fold_temperatures, before, after, change, counts, float(taus[-1]))
+    return Rescue(tau, temperature, fold_taus, fold_temperatures, before, after, change, counts, taus)
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -186,21 +195,51 @@ def _values(z: np.ndarray, y: np.ndarray, weight: np.ndarray) -> dict[str, np.nd
     return {"right": right, "nll": -log_p[np.arange(len(y)), y], "ece": sign * (right - confidence)}
 
 
-def _parts(weight: np.ndarray, group: np.ndarray) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
-    """Measure -> (of which values, of which rows, with which weights); a group without rows is left out."""
-    everything = np.ones(len(weight), bool)
+def _parts(y: np.ndarray, group: np.ndarray) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
+    """Measure -> (of which values, of which rows, the strata that weigh the same); a group without rows is left out."""
+    everything = np.ones(len(y), bool)
     parts = {
-        "accuracy": ("right", everything, np.ones(len(weight))),
-        "macro_accuracy": ("right", everything, weight),
-        "nll": ("nll", everything, weight),
-        "ece": ("ece", everything, weight),
+        "accuracy": ("right", everything, np.zeros_like(y)),
+        "macro_accuracy": ("right", everything, y),
+        "nll": ("nll", everything, y),
+        "ece": ("ece", everything, y),
     }
-    parts |= {name: ("right", group == number, weight[group == number]) for number, name in enumerate(GROUPS)}
+    parts |= {name: ("right", group == number, y) for number, name in enumerate(GROUPS)}
     return {name: part for name, part in parts.items() if part[1].any()}
 
 
-def _mean(values, weight, axis=-1):
-    return (values * weight).sum(axis) / weight.sum(axis)
+def proportion_interval(right: np.ndarray, strata: np.ndarray) -> Interval:
+    """The mean over strata of the share that is right, with its 95 % interval.
+
+    With p_s, l_s, u_s the share and the ends of ``wilson_interval`` of each of S strata, m = mean_s p_s: from
+    m - sqrt(sum_s (p_s - l_s)^2) / S to m + sqrt(sum_s (u_s - p_s)^2) / S. (Zou and Donner 2008.)
+    """
+    each = [wilson_interval(int(own.sum()), own.size) for own in _split(right, strata)]
+    share, low, high = (np.array([getattr(one, end) for one in each]) for end in ("value", "low", "high"))
+    down, up = (np.sqrt(((end - share) ** 2).sum()) / len(each) for end in (low, high))
+    return Interval(float(share.mean()), float(share.mean() - down), float(share.mean() + up), right.size)
+
+
+def stratified_interval(
+    values: np.ndarray, strata: np.ndarray, *, resamples: int, seed: int, least: int = 2
+) -> Interval:
+    """The mean over strata of the mean of their values, with its 95 % percentile bootstrap interval; nan ends for fewer
+    than ``least`` values, or where no stratum has spread.
+
+    Of n_s values n_s - 1 are drawn, within each stratum: the variance is then that of the mean, where n_s draws would
+    give (n_s - 1) / n_s of it. (Rao and Wu 1988.)
+    """
+    parts, random = _split(values, strata), np.random.default_rng(seed)
+    value = float(np.mean([own.mean() for own in parts]))
+    if values.size < least or all(np.ptp(own) == 0 for own in parts):
+        return Interval(value, np.nan, np.nan, values.size)
+    drawn = lambda own: own[random.integers(0, own.size, (resamples, max(own.size - 1, 1)))].mean(1)
+    low, high = np.percentile(sum(drawn(own) for own in parts) / len(parts), [2.5, 97.5])
+    return Interval(value, float(low), float(high), values.size)
+
+
+def _split(values: np.ndarray, strata: np.ndarray) -> list[np.ndarray]:
+    return [values[strata == one] for one in np.unique(strata)]
 
 
 def _temperature(z: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
@@ -214,14 +253,36 @@ def _temperature(z: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
 
 
 def _candidates(taus: Any) -> np.ndarray:
-    values = np.unique(np.asarray(taus, np.float64))
+    try:
+        values = np.unique(np.asarray(taus, np.float64))
+    except (TypeError, ValueError):
+        values = np.empty(0)
     if values.size == 0 or not np.isfinite(values).all():
         raise check.UsageError(f"taus must be finite numbers, at least one, got {taus!r}")
     return values
 
 
+def _at_the_edge(tau: float, taus: np.ndarray, temperature: float) -> str:
+    """A line for each of the two that might be better beyond what there was to choose from."""
+    lines = ""
+    if taus.size > 1 and tau == taus[-1]:
+        lines += "tau is the largest there was to choose from; give larger taus.\n"
+    elif taus.size > 1 and tau == taus[0] != 0:
+        lines += "tau is the smallest there was to choose from; give smaller taus.\n"
+    if np.abs(np.log(temperature) - np.log(TEMPERATURES)).min() < 1e-2:
+        low, high = TEMPERATURES
+        lines += f"temperature is at the end of {low:g} to {high:g}, where it is looked for: the logits are of another "
+        lines += "scale, or no row is wrong.\n"
+    return lines
+
+
 def _checked(logits: Any, labels: Any, class_counts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    z = np.asarray(logits, np.float64)
+    try:
+        z = np.asarray(logits, np.float64)
+    except (TypeError, ValueError):
+        raise check.UsageError(
+            "logits must be numbers of the shape [rows, classes], got text or rows of unequal length"
+        ) from None
     if z.ndim != 2 or z.size == 0:
         raise check.UsageError(f"logits must have the shape [rows, classes], got {list(z.shape)}")
     bad = np.flatnonzero(~np.isfinite(z).all(1))
@@ -240,4 +301,6 @@ def _cell(interval: Interval | None, times: float, *, signed: bool = False) -> s
     sign = "+" if signed else ""
     digits = 3 if times == 1 else 1
     value, low, high = (times * end for end in interval[:3])
+    if np.isnan(low):
+        return f"{value:{sign}.{digits}f} [-]"
     return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"

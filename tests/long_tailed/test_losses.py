@@ -327,6 +327,7 @@ def test_priors():
         (lambda: lt.equalization(Z, Y, COUNTS, KEY, gamma=1.1), "gamma must lie in"),
         (lambda: lt.equalization(Z, Y, COUNTS, KEY, threshold=2.0), "threshold must lie in"),
         (lambda: lt.seesaw(Z, Y, COUNTS, p=-1.0), "p must lie in"),
+        (lambda: lt.seesaw(Z, Y, COUNTS / COUNTS.sum()), "give numbers of rows, not shares"),
         (lambda: lt.lade_regulariser(jnp.asarray(Z), jnp.asarray(Y), COUNTS, penalty=-1.0), "penalty must lie in"),
     ],
 )
@@ -347,3 +348,11 @@ def test_bad_input_is_one_line(call, message):
 def test_shapes_and_types_that_do_not_fit(call):
     with pytest.raises(WRONG):
         call()
+
+
+def test_lade_of_labels_out_of_range_is_nan_inside_jit():
+    regulariser = jax.jit(lambda y, valid: lt.lade_regulariser(jnp.asarray(Z), y, COUNTS, valid=valid))
+    for wrong in (-1, CLASSES):
+        beyond = jnp.asarray(Y).at[-1].set(wrong)
+        assert np.isnan(regulariser(beyond, np.ones(ROWS, bool)))
+        np.testing.assert_array_equal(regulariser(beyond, VALID), regulariser(jnp.asarray(Y), VALID))  # padding

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import special
+from scipy import special, stats
 
 from jaxkit import evaluation, learner
 from jaxkit import long_tailed as lt
 from jaxkit.check import UsageError
-from jaxkit.long_tailed.rescue import class_weights, fold_of
+from jaxkit.long_tailed.rescue import class_weights, fold_of, proportion_interval, stratified_interval
 from jaxkit.networks import mlp
 
 RNG = np.random.default_rng(1)
@@ -192,7 +192,8 @@ def test_rescue_of_a_model_that_needs_none():
     z, y = gaussians(800, np.full(4, 50), 6, sharpness=3.0)
     found = lt.rescue(z, y, np.full(4, 50), resamples=50)
     assert found.tau == 0 and set(found.fold_taus) == {0.0}
-    assert found.change["accuracy"][:3] == (0.0, 0.0, 0.0)
+    assert found.change["accuracy"].value == 0 and np.isnan(found.change["accuracy"].low)  # no spread, no interval
+    assert "+0.0 [-]" in found.table()
     assert found.change["nll"].high < 0
     assert "not shown to be above 0" in found.table() and "| many           | -" in found.table()
     np.testing.assert_allclose(found.apply(z.astype(np.float32)), z / found.temperature, rtol=1e-4, atol=1e-4)
@@ -205,6 +206,63 @@ def test_rescue_table_says_when_tau_is_at_its_edge():
     assert "give larger taus" not in lt.rescue(z, y, COUNTS, resamples=50).table()
     for name in ("accuracy", "macro_accuracy", "many", "medium", "few", "nll", "ece"):
         assert f"| {name} " in table
+
+    one = lt.rescue(z, y, COUNTS, taus=(0.0,), resamples=50).table()
+    assert "tau 0 (" in one and "give" not in one  # nothing to choose from, nothing to say
+    assert "give smaller taus" in lt.rescue(z, y, COUNTS, taus=(2.0, 4.0), resamples=50).table()
+    assert "temperature is at the end of 0.05 to 20" in lt.rescue(1e-3 * z, y, COUNTS, resamples=50).table()
+    assert "temperature is at the end" not in table
+
+
+def test_the_interval_of_macro_accuracy_covers_the_truth():
+    """Unequal rows of the classes: 95 % of the intervals hold the mean of the classes' true accuracies."""
+    truth, rows, rng = np.array([0.95, 0.6, 0.1]), (300, 40, 10), np.random.default_rng(12)
+    y, trials, held = np.repeat(np.arange(3), rows), 1000, 0
+    for _ in range(trials):
+        found = proportion_interval((rng.uniform(size=y.size) < truth[y]).astype(float), y)
+        held += found.low <= truth.mean() <= found.high
+    assert abs(held / trials - 0.95) < 3.3 * np.sqrt(0.95 * 0.05 / trials)  # two-sided, 1 in 1000 for exact ones
+
+
+def test_intervals_know_nothing_of_how_many_rows_a_class_happens_to_have():
+    """300 rows of A, all right, and 4 of B, all wrong: no class can be taken for the other."""
+    right, y = np.repeat([1.0, 0.0], (300, 4)), np.repeat([0, 1], (300, 4))
+    found, (a, b) = (
+        proportion_interval(right, y),
+        (stats.binomtest(k, n).proportion_ci(method="wilson") for k, n in ((300, 300), (0, 4))),
+    )
+    assert found.value == 0.5 and found.n == 304
+    np.testing.assert_allclose(found.low, 0.5 - (1 - a.low) / 2, rtol=1e-6)  # A's alone: B has no accuracy below 0
+    np.testing.assert_allclose(found.high, 0.5 + b.high / 2, rtol=1e-6)
+    three = stats.binomtest(3, 3).proportion_ci(method="wilson")
+    np.testing.assert_allclose(proportion_interval(np.ones(3), np.zeros(3, int))[:3], [1.0, three.low, 1.0], rtol=1e-6)
+    unknown = stratified_interval(right, y, resamples=50, seed=0)
+    assert unknown.value == 0.5 and np.isnan([unknown.low, unknown.high]).all()
+    few = stratified_interval(np.array([1.0, 0.0, -1.0]), np.zeros(3, int), resamples=50, seed=0, least=5)
+    assert few.value == 0 and np.isnan(few.low)
+
+
+def test_the_bootstrap_within_classes_has_the_variance_of_the_mean():
+    rng, rows = np.random.default_rng(3), (200, 20, 12)
+    y = np.repeat(np.arange(3), rows)
+    values = rng.normal(size=y.size) + 50.0 * y  # what is between the classes is not in the interval
+    found = stratified_interval(values, y, resamples=4000, seed=1)
+    half = 1.96 * np.sqrt(sum(values[y == c].var(ddof=1) / n for c, n in enumerate(rows))) / 3
+    np.testing.assert_allclose(found.value, np.mean([values[y == c].mean() for c in range(3)]))
+    np.testing.assert_allclose([found.low, found.high], [found.value - half, found.value + half], atol=0.1 * half)
+
+
+def test_rescue_of_a_group_with_few_rows():
+    """Three few-shot rows that are all right: a wide interval before and after, and none for the change."""
+    y = np.repeat([0, 1, 2], (60, 30, 3))
+    z = 4.0 * np.eye(3)[y] + np.random.default_rng(0).normal(size=(93, 3))
+    z[y == 2, 2] += 20.0
+    found = lt.rescue(z, y, np.array([300, 60, 4]), resamples=50)
+    assert found.before["few"].value == 1 and found.before["few"].low < 0.5 and found.before["few"].n == 3
+    assert np.isnan(found.change["few"].low)
+    (line,) = (line for line in found.table().splitlines() if line.startswith("| few "))
+    low = 100 * stats.binomtest(3, 3).proportion_ci(method="wilson").low
+    assert line.count(f"100.0 [{low:.1f}, 100.0]") == 2 and "+0.0 [-]" in line
 
 
 def test_rescue_lifts_a_trained_network():
@@ -247,6 +305,9 @@ def test_rescue_lifts_a_trained_network():
         ({"folds": 1}, "folds must be at least 2"),
         ({"taus": ()}, "taus must be finite numbers"),
         ({"taus": (0.0, np.inf)}, "taus must be finite numbers"),
+        ({"taus": "abc"}, "taus must be finite numbers"),
+        ({"logits": [[1.0, 2.0], [1.0]]}, "logits must be numbers"),
+        ({"logits": [["a", "b"]]}, "logits must be numbers"),
         ({"groups": "shot"}, "did you mean 'shots'"),
     ],
 )
