@@ -44,7 +44,7 @@ from jaxkit.learner import (
     plain,
     starting_from,
 )
-from jaxkit.long_tailed.counts import Counts, Scalar, check_counts
+from jaxkit.long_tailed.counts import Counts, Scalar, check_counts, check_labels
 from jaxkit.long_tailed.losses import softmax
 from jaxkit.long_tailed.posthoc import tau_normalize
 from jaxkit.long_tailed.samplers import sampler as make_sampler
@@ -289,7 +289,16 @@ class ClassMeans(NamedTuple):
 def class_means(
     features: Float[Array, "rows features"], labels: Int[Array, " rows"], num_classes: int
 ) -> Float[Array, "classes features"]:
-    """m_c = sum_{y_i = c} f_i / n_c; 0 for a class without rows."""
+    """m_c = sum_{y_i = c} f_i / n_c; 0 for a class without rows.
+
+    Raises:
+      UsageError: labels that are not one for each row, no whole numbers, or (where they are concrete) out of range.
+    """
+    labels = check_labels(labels, num_classes)
+    if labels.shape != features.shape[:1]:
+        raise check.UsageError(
+            f"features {list(features.shape)} and labels {list(labels.shape)} must have the same rows"
+        )
     total = jax.ops.segment_sum(features, labels, num_classes)
     count = jax.ops.segment_sum(jnp.ones(labels.shape, features.dtype), labels, num_classes)
     return total / jnp.maximum(count, 1.0)[:, None]

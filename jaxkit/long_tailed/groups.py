@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from jaxkit import check
 from jaxkit.evaluation import accuracy, per_class_accuracy
 from jaxkit.evaluation.rows import Decisions, Labels, Logits, Valid, entry
-from jaxkit.long_tailed.counts import Counts, check_counts
+from jaxkit.long_tailed.counts import Counts, check_counts, concrete
 
 MANY, FEW = 100, 20
 """A class is many-shot above 100 training rows and few-shot below 20."""
@@ -39,10 +39,11 @@ def class_groups(class_counts: Counts, *, by: str = "shots") -> Int[Array, " cla
         to the smallest (of equal counts the lower label first); where C is no multiple of 3, the first are larger.
 
     Raises:
-      UsageError: counts that are none, or an unknown rule.
+      UsageError: counts that are none, shares in their place for ``shots``, or an unknown rule.
     """
-    counts = check_counts(class_counts, empty=True)
-    if check.choose("groups rule", by, RULES) == "shots":
+    by = check.choose("groups rule", by, RULES)
+    counts = check_counts(class_counts, empty=True, least=1.0 if by == "shots" else 0.0)
+    if by == "shots":
         return jnp.where(counts > MANY, 0, jnp.where(counts >= FEW, 1, 2)).astype(jnp.int32)
     rank = jnp.argsort(jnp.argsort(-counts, stable=True))
     return (rank * len(GROUPS) // counts.size).astype(jnp.int32)
@@ -113,7 +114,33 @@ def accuracy_under(
     """sum_c prior_c a_c: the accuracy that a test set with this class prior would show.
 
     From the accuracies of the classes on any test set; no row is drawn, so its error is that of the whole test set. A
-    class that has prior but no accuracy (nan) gives nan.
+    class that has prior but no accuracy (nan) gives nan. A prior that does not sum to 1 is divided by its sum.
+
+    Raises:
+      UsageError: a prior of another length, or (where it is concrete) one that is negative, not finite or all zero.
     """
-    class_accuracy, prior = jnp.asarray(class_accuracy), jnp.asarray(prior)
+    class_accuracy = jnp.asarray(class_accuracy)
+    prior = check_shares("prior", prior, class_accuracy.shape[-1])
     return jnp.where(prior > 0, class_accuracy * prior, 0.0).sum(-1) / prior.sum()
+
+
+def check_shares(name: str, prior: Any, num_classes: int | None = None) -> Float[Array, " classes"]:
+    """``prior`` as an array, if it may be a prior but for its sum; some classes may have none.
+
+    Raises:
+      UsageError: not a vector of ``num_classes`` numbers; negative, not finite or all zero, where it is concrete.
+    """
+    given = jnp.asarray(prior)
+    if given.ndim != 1 or num_classes not in (None, given.size):
+        wanted = "one number for each class" if num_classes is None else f"{num_classes} numbers, one for each class"
+        raise check.UsageError(f"{name} must be {wanted}, got the shape {list(given.shape)}")
+    if concrete(given):
+        values = np.asarray(given)
+        bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+        if bad.size:
+            raise check.UsageError(
+                f"{name}[{bad[0]}] is {values[bad[0]]}; the share of a class is finite and at least 0"
+            )
+        if not values.sum() > 0:
+            raise check.UsageError(f"{name} is 0 for every class; give one of them a share")
+    return given

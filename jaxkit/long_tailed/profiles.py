@@ -18,7 +18,8 @@ from jaxkit import check
 from jaxkit.data import rows
 from jaxkit.data.shifts import balanced_counts, draw_classes, in_order, long_tail_counts
 from jaxkit.learner import Data, Key
-from jaxkit.long_tailed.counts import Counts, check_counts
+from jaxkit.long_tailed.counts import Counts, check_counts, check_labels
+from jaxkit.long_tailed.groups import check_shares
 
 DIRECTIONS = ("forward", "uniform", "backward")
 AGNOSTIC = (
@@ -120,14 +121,13 @@ def row_weights(
     over rows (likelihood, calibration). The mean weight is 1 if each class with prior has rows.
 
     Raises:
-      UsageError: labels beyond the prior, or a class that has prior and no row, where these are concrete.
+      UsageError: labels that are no whole numbers; and where these are concrete: labels beyond the prior, a prior that
+        is negative, not finite or all zero, a class that has prior and no row.
     """
-    labels, prior = jnp.asarray(labels), jnp.asarray(prior)
+    prior = check_shares("prior", prior)
+    labels = jnp.asarray(check_labels(labels, prior.size))
     counts = jnp.bincount(labels, length=prior.size)
     if not any(isinstance(array, jax.core.Tracer) for array in (labels, prior)):
-        known = np.asarray(labels)
-        if known.size and (known.min() < 0 or known.max() >= prior.size):
-            raise check.UsageError(f"labels must lie in 0..{prior.size - 1}, got {known.min()}..{known.max()}")
         empty = np.flatnonzero((np.asarray(prior) > 0) & (np.asarray(counts) == 0))
         if empty.size:
             raise check.UsageError(

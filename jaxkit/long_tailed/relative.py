@@ -10,7 +10,7 @@ A_r = A_t / A_u with A_u = max(A_v, A_b) (Zhang et al. 2023, section 4.2), all o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from jaxkit import check
 from jaxkit.evaluation import Interval, mean_interval
 from jaxkit.evaluation.intervals import finite_vector
+from jaxkit.long_tailed.counts import concrete
 
 VANILLA = "softmax"
 
@@ -39,8 +40,31 @@ def relative_accuracy(long_tailed: Accuracies, vanilla: Accuracies, balanced: Ac
       long_tailed: A_t, any unit.
       vanilla: A_v, the same unit.
       balanced: A_b, the same unit.
+
+    Raises:
+      UsageError: fractions beside per cent, or a reference of 0, where these are concrete.
     """
-    return jnp.asarray(long_tailed) / upper_reference(vanilla, balanced)
+    named = {"long_tailed": long_tailed, "vanilla": vanilla, "balanced": balanced}
+    reference = upper_reference(vanilla, balanced)
+    if all(concrete(values) for values in (*named.values(), reference)):
+        _check_unit(named)
+        if (np.asarray(reference) == 0).any():
+            raise check.UsageError(
+                "relative accuracy divides by max(vanilla, balanced), which is 0 for one of the runs"
+            )
+    return jnp.asarray(long_tailed) / reference
+
+
+def _check_unit(named: Mapping[str, Any]) -> None:
+    """That not some are fractions and others per cent, as far as one can see: 0 is either."""
+    largest = {name: np.max(values, initial=0) for name, values in named.items()}
+    fractions = [name for name, value in largest.items() if 0 < value <= 1]
+    percent = [name for name, value in largest.items() if value > 1]
+    if fractions and percent:
+        raise check.UsageError(
+            f"accuracies must be of one unit: {', '.join(fractions)} at most 1 and {', '.join(percent)} above 1; "
+            "divide those in per cent by 100"
+        )
 
 
 def relative_interval(long_tailed: Any, vanilla: Any, balanced: Any, level: float | int = 0.95) -> Interval:
@@ -56,7 +80,8 @@ def relative_interval(long_tailed: Any, vanilla: Any, balanced: Any, level: floa
       level: coverage.
 
     Raises:
-      UsageError: a value that is not finite or below 0, reference accuracies of 0, or not the same number of seeds.
+      UsageError: a value that is not finite or below 0, fractions beside per cent, reference accuracies of 0, or not
+        the same number of seeds.
     """
     named = {"long_tailed": long_tailed, "vanilla": vanilla, "balanced": balanced}
     vectors = {name: finite_vector(name, values) for name, values in named.items()}
@@ -67,6 +92,7 @@ def relative_interval(long_tailed: Any, vanilla: Any, balanced: Any, level: floa
     for name, vector in vectors.items():
         if (vector < 0).any():
             raise check.UsageError(f"{name}: an accuracy is not negative, got {vector.min():g}")
+    _check_unit(vectors)
     at, av, ab = vectors.values()
     reference = av.clip(min=ab)
     if (reference == 0).any():

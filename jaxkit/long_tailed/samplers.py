@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 from jaxkit import check
 from jaxkit.data import class_balanced, epochs, take
 from jaxkit.learner import Batch, Data, Key, PyTree, Source
-from jaxkit.long_tailed.counts import Counts, Scalar
+from jaxkit.long_tailed.counts import Counts, Scalar, check_counts
 
 SAMPLERS = ("instance", "class_balanced", "square_root", "progressive", "reversed")
 
@@ -39,9 +39,14 @@ def power_weights(class_counts: Counts, power: Scalar) -> Float[Array, " classes
     """p_c = n_c^q / sum_k n_k^q over the classes that have rows, 0 elsewhere.
 
     q = 1 is instance-balanced, 1/2 square-root, 0 class-balanced, -1 reversed sampling. (Kang et al. 2020, eq. 1.)
+    Only the ratios of the counts matter, so shares do as well.
+
+    Raises:
+      UsageError: counts that are none, a power that is no number.
     """
-    counts = jnp.asarray(class_counts, jnp.float32)
-    weights = jnp.where(counts > 0, jnp.maximum(counts, 1.0) ** power, 0.0)
+    check.number("power", power)
+    counts = check_counts(class_counts, empty=True)
+    weights = jnp.where(counts > 0, jnp.where(counts > 0, counts, 1.0) ** power, 0.0)
     return weights / weights.sum()
 
 
@@ -49,7 +54,11 @@ def progressive_weights(class_counts: Counts, step: Scalar, total_steps: Scalar)
     """p_c = (1 - t / T) n_c / N + (t / T) / C over the C classes that have rows; from step T on 1 / C.
 
     (Kang et al. 2020, eq. 2, with the step for the epoch.)
+
+    Raises:
+      UsageError: counts that are none, a step below 0, ``total_steps`` that is not above 0.
     """
+    check.number("step", step, 0.0), check.positive("total_steps", total_steps)
     progress = jnp.minimum(jnp.asarray(step, jnp.float32) / total_steps, 1.0)
     return (1.0 - progress) * power_weights(class_counts, 1.0) + progress * power_weights(class_counts, 0.0)
 
@@ -95,6 +104,11 @@ def by_class_weight(batch_size: int, num_classes: int, weight: ClassWeight) -> S
 
     def validate(data: Data) -> None:
         labels = np.asarray(labels_of(data))
+        if not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
+            raise check.UsageError(
+                f"sampling by class: data['y'] must be whole numbers 0..{num_classes - 1}, at least one, got "
+                f"{labels.size} of dtype {labels.dtype}"
+            )
         if labels.min() < 0 or labels.max() >= num_classes:
             raise check.UsageError(
                 f"sampling by class: data['y'] must lie in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}"

@@ -196,6 +196,7 @@ def test_the_loss_of_stage_one_gets_the_class_counts():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: d.class_means(jnp.ones((3, 2)), jnp.array([0, 1, 2]), 2), r"labels must lie in 0\.\.1"),
         (lambda: d.crt(network(), OPTIMIZER, class_counts=np.ones(10), sampler="squareroot"), "'square_root'"),
         (lambda: d.crt(network(), OPTIMIZER, class_counts=np.ones(10), sampler="progressive"), "needs total_steps"),
         (lambda: d.crt(network(), OPTIMIZER, class_counts=np.ones(10), classifier_share=1.0), "between 0 and 1"),

@@ -201,12 +201,22 @@ def test_the_interval_of_relative_accuracy_is_over_paired_ratios():
         (([0.5, 0.6], [0.9], [0.9, 0.9]), "pairs its three accuracies by seed, got long_tailed 2, vanilla 1"),
         (([0.5], [0.0], [0.0]), "is 0 for one of the seeds"),
         (([-0.5], [0.9], [0.9]), "not negative"),
+        (([50.0, 51.0], [0.6, 0.7], [0.6, 0.6]), "vanilla, balanced at most 1 and long_tailed above 1; divide"),
         (([math.nan], [0.9], [0.9]), "entry 0 of 1 is nan"),
     ],
 )
 def test_relative_accuracy_refuses(values, message):
     with pytest.raises(UsageError, match=message):
         r.relative_interval(*values)
+
+
+def test_relative_accuracy_of_one_run_refuses_the_same():
+    with pytest.raises(UsageError, match="of one unit"):
+        r.relative_accuracy(50.0, 0.6, 0.6)
+    with pytest.raises(UsageError, match="is 0 for one of the runs"):
+        r.relative_accuracy(jnp.array([0.5, 0.0]), jnp.array([0.5, 0.0]), jnp.array([0.5, 0.0]))
+    assert r.relative_accuracy(0.0, 60.0, 62.0) == 0  # 0 is 0 per cent
+    assert np.isnan(jax.jit(r.relative_accuracy)(0.0, 0.0, 0.0))
 
 
 def test_the_planner_trains_the_vanilla_reference_once():
@@ -240,6 +250,12 @@ def test_the_planner_trains_the_vanilla_reference_once():
         (lambda: p.shifted_prior(np.ones(3), "uniform", 10.0), "uniform test set has imbalance 1"),
         (lambda: p.row_weights(np.array([0, 0, 1]), np.array([0.5, 0.4, 0.1])), "class 2 has prior 0.1"),
         (lambda: p.row_weights(np.array([0, 3]), np.array([0.5, 0.5])), "labels must lie in 0..1"),
+        (lambda: p.row_weights(np.array([0, 1]), np.array([1.5, -0.5])), r"prior\[1\] is -0.5"),
+        (lambda: p.row_weights(np.array([0, 1]), np.zeros(2)), "prior is 0 for every class"),
+        (lambda: p.row_weights(np.array([0, 1]), np.array([0.5, np.nan])), r"prior\[1\] is nan"),
+        (lambda: g.accuracy_under(np.full(2, 0.5), np.array([1.5, -0.5])), r"prior\[1\] is -0.5"),
+        (lambda: g.accuracy_under(np.full(2, 0.5), np.zeros(2)), "prior is 0 for every class"),
+        (lambda: g.class_groups(np.array([0.7, 0.3])), "give numbers of rows, not shares"),
         (lambda: p.shifted_test(pool(5, 2), KEY, np.array([3, 2, 1]), "forward", 2.0), "no test row"),
         (lambda: g.class_groups(np.array([3, -1])), "class_counts"),
         (lambda: g.class_groups(np.array([3, 1]), by="thirds"), "unknown groups rule"),

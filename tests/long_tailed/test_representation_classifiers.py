@@ -253,6 +253,14 @@ HEADLESS = Network(lambda key, x: ({"w": jnp.ones((5, 4))}, {}), lambda p, v, x,
         (lambda: r.choose_beta(jnp.eye(4), np.arange(4), COUNTS, []), "betas must be a list of numbers"),
         (lambda: r.choose_beta(jnp.eye(4), np.arange(4), COUNTS, [0.5, 2.0]), "beta must lie in"),
         (lambda: r.choose_beta(jnp.eye(4), np.arange(3), COUNTS), "must have the same rows"),
+        (
+            lambda: r.choose_beta(jnp.eye(4).at[2, 1].set(jnp.nan), np.arange(4), COUNTS),
+            "logits of row 2 are not finite",
+        ),
+        (
+            lambda: r.choose_beta(jnp.zeros((0, 4)), np.zeros(0, np.int32), COUNTS),
+            r"shape \[rows, classes\], got \[0, 4\]",
+        ),
         (lambda: r.choose_beta(jnp.eye(4), np.arange(4) + 1, COUNTS), r"labels must lie in 0\.\.3"),
     ],
 )

@@ -80,6 +80,31 @@ def test_power_weights(power):
     assert weights[2] == 0
 
 
+def test_power_weights_of_shares_are_those_of_the_counts():
+    for power in (1.0, 0.5, 0.0, -1.0):
+        np.testing.assert_allclose(s.power_weights(COUNTS / COUNTS.sum(), power), expected(power), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: s.power_weights(COUNTS, np.nan), "power must lie"),
+        (lambda: s.power_weights(-COUNTS, 1.0), "class_counts"),
+        (lambda: s.progressive_weights(COUNTS, 3, 0), "total_steps must be a finite number above 0"),
+        (lambda: s.progressive_weights(COUNTS, -1, 5), "step must lie"),
+    ],
+)
+def test_weights_of_bad_input(make, message):
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+def test_labels_that_are_no_classes_are_told():
+    for labels in (np.array([0.0, 1.0]), np.zeros(0, np.int32)):
+        with pytest.raises(UsageError, match=r"must be whole numbers 0\.\.5, at least one"):
+            s.square_root(8, 6).validate({"x": np.zeros((len(labels), 1)), "y": labels})
+
+
 def test_the_progressive_mixture_ends_where_the_paper_says():
     at = lambda step: np.asarray(s.progressive_weights(COUNTS, step, TOTAL))
     np.testing.assert_allclose(at(0), COUNTS / COUNTS.sum(), rtol=1e-6)
