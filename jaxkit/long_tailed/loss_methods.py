@@ -80,6 +80,17 @@ def _apply(network: Network, params, variables, batch: Batch, key: jax.Array, co
     return outputs, variables
 
 
+def second_of(batch: Batch, method: str, made_by: str) -> Batch:
+    """``batch["second"]``, the rows that go with those of the batch.
+
+    Raises:
+      UsageError: there are none; ``made_by`` is the source that brings them.
+    """
+    if "second" not in batch:
+        raise check.UsageError(f"{method} needs a second row for each, batch['second']: {made_by} brings it")
+    return batch["second"]
+
+
 def softmax(
     network: Network, optimizer: optax.GradientTransformation, *, class_counts: Counts, gradient: Gradient = plain
 ) -> Learner:
@@ -336,7 +347,7 @@ def seesaw(
     Source: Wang et al. 2021, Seesaw loss for long-tailed instance segmentation.
     """
     check.number("p", p, 0.0), check.number("q", q, 0.0)
-    counts = check_counts(class_counts, empty=accumulate)
+    counts = check_counts(class_counts, empty=accumulate, least=0.0 if accumulate else 1.0)
 
     def loss(params, state, batch, key):
         outputs, variables = _apply(network, params, state.variables, batch, key, counts)

@@ -178,6 +178,12 @@ def pasted_batch():
     return {"x": PICTURES, "y": jnp.asarray(Y), "second": second}
 
 
+def no_second(plan):
+    batch = {name: leaf for name, leaf in pasted_batch().items() if name != "second"}
+    learner = plan[0].learner
+    return jax.eval_shape(learner.update, jax.eval_shape(learner.init, KEY, batch), batch, KEY)
+
+
 def test_cmo_pastes_the_second_batch_and_shares_its_label():
     batch = pasted_batch()
     (stage,) = a.cmo(NETWORK, SGD, class_counts=COUNTS, probability=1.0)
@@ -230,6 +236,7 @@ def test_cmo_runs_with_another_loss():
         (lambda: a.remix(NETWORK, SGD, class_counts=COUNTS, kappa=0.5), "kappa must lie in"),
         (lambda: a.remix(NETWORK, SGD, class_counts=COUNTS, tau=1.5), "tau must lie in"),
         (lambda: a.remix_share(0.5, 1, 1, kappa=0.0), "kappa must lie in"),
+        (lambda: no_second(a.cmo(NETWORK, SGD, class_counts=COUNTS)), "cmo needs a second row for each"),
         (lambda: a.cmo(NETWORK, SGD, class_counts=COUNTS, probability=2.0), "probability must lie in"),
         (lambda: a.cmo(NETWORK, SGD, class_counts=COUNTS, alpha=-1.0), "alpha must be"),
         (lambda: step(a.mixup(NETWORK, SGD, class_counts=np.ones(3))), "has 3 entries"),

@@ -233,9 +233,28 @@ def test_scaled_updates_are_a_smaller_rate():
         chex.assert_trees_all_close(made["class_scale"], 5 * expected["class_scale"], rtol=1e-5)
 
 
+def test_ssp_samples_its_second_stage_progressively():
+    settings = {"class_counts": counts(), "projection": 4, "batch_size": 600}
+    stage = a.ssp(network(), OPTIMIZER, sampler="progressive", total_steps=50, **settings)[1]
+    drawn = jax.jit(lambda step: stage.source.next(digits(), stage.source.init(digits(), KEY), None, step, KEY)[1]["y"])
+    for step, p in ((0, counts() / counts().sum()), (50, np.full(10, 0.1))):
+        seen = np.bincount(drawn(step), minlength=10)
+        assert (np.abs(seen - 600 * p) < 4.9 * np.sqrt(600 * p * (1 - p))).all()  # passed once in 10^6
+
+
+def first_step(plan, batch):
+    learner = plan[0].learner
+    return jax.eval_shape(learner.update, jax.eval_shape(learner.init, KEY, digits()), batch, KEY)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: first_step(a.ssp(network(), OPTIMIZER, class_counts=counts()), digits()),
+            r"batch\['second'\]: jaxkit.data.views",
+        ),
+        (lambda: a.ssp(network(), OPTIMIZER, class_counts=counts(), sampler="progressive"), "needs total_steps"),
         (lambda: a.ssp(network(), OPTIMIZER, class_counts=counts(), pretext="rotations"), "did you mean 'rotation'"),
         (lambda: a.ssp(network(), OPTIMIZER, class_counts=counts(), pretrain_share=1.0), "between 0 and 1"),
         (lambda: a.ssp(network(), OPTIMIZER, class_counts=counts(), temperature=0.0), "temperature must be"),

@@ -130,6 +130,13 @@ def test_bad_input_is_one_line(settings, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_batch_without_the_second_half_is_told():
+    learner = make("bbn", total_steps=5)[0].learner
+    state = jax.eval_shape(learner.init, KEY, DATA)
+    with pytest.raises(UsageError, match=r"bbn needs a second row for each, batch\['second'\]: jaxkit.data.pair"):
+        jax.eval_shape(learner.update, state, DATA, KEY)
+
+
 def test_an_alpha_outside_is_told():
     with pytest.raises(UsageError, match="alpha must lie in"):
         e.bilateral_logits(jnp.zeros((2, 3)), jnp.zeros((2, 3)), 1.5)

@@ -230,6 +230,7 @@ def test_the_short_door_fills_in_the_counts():
         (lambda: make("esql", threshold=2.0), "threshold must lie in"),
         (lambda: make("lade", alpha=-1.0), "alpha must lie in"),
         (lambda: make("seesaw", q=-1.0), "q must lie in"),
+        (lambda: make("seesaw", accumulate=False, class_counts=COUNTS / COUNTS.sum()), "rows, not shares"),
         (
             lambda: step(make("softmax", class_counts=np.array([3, 1]))),
             "class_counts has 2 entries, the network gives .* of 4",

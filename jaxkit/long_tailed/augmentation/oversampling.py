@@ -85,7 +85,7 @@ def cmo(
     counts = check_counts(class_counts)
 
     def objective(params, state, batch, key):
-        x, second = _pictures(batch["x"]), batch["second"]
+        x, second = _pictures(batch["x"]), loss_methods.second_of(batch, "cmo", "jaxkit.data.pair")
         key_share, key_box, key_when = jax.random.split(jax.random.fold_in(key, 1), 3)
         share = jax.random.beta(key_share, opaque(alpha), opaque(alpha))
         pasted = box(key_box, share, *x.shape[1:3]) & jax.random.bernoulli(key_when, probability)

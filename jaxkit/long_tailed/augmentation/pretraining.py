@@ -33,6 +33,7 @@ from jaxkit.learner import (
 )
 from jaxkit.long_tailed.counts import Counts, Scalar, check_counts
 from jaxkit.long_tailed.decoupled import ClassLoss, _checked, joint_training
+from jaxkit.long_tailed.loss_methods import second_of
 from jaxkit.long_tailed.losses import softmax
 from jaxkit.losses import cross_entropy, nt_xent
 from jaxkit.networks import mlp
@@ -114,12 +115,12 @@ def contrastive(
     given = with_pretext(network, mlp(projection, hidden=(projection,)))
 
     def loss(params, state, batch, key):
-        valid = batch.get("valid")
-        both = jax.tree.map(lambda one, two: jnp.concatenate([one, two]), batch["x"], batch["second"]["x"])
+        valid, second = batch.get("valid"), second_of(batch, "contrastive pre-training", "jaxkit.data.views")
+        both = jax.tree.map(lambda one, two: jnp.concatenate([one, two]), batch["x"], second["x"])
         twice = None if valid is None else jnp.tile(valid, 2)
         outputs, variables = given.apply(params, state.variables, both, train=True, key=key, valid=twice)
-        first, second = jnp.split(outputs["logits_pretext"], 2)
-        values = nt_xent(first, second, temperature=temperature, valid=valid)
+        one, two = jnp.split(outputs["logits_pretext"], 2)
+        values = nt_xent(one, two, temperature=temperature, valid=valid)
         return batch_mean(values, batch), (state._replace(variables=variables), {})
 
     return from_loss(given, loss, optimizer, gradient=gradient, freeze="^head(/|$)")
@@ -137,6 +138,7 @@ def ssp(
     projection: int = 64,
     batch_size: int = 128,
     sampler: str = "instance",
+    total_steps: int | None = None,
     loss: ClassLoss = softmax,
     pretrain_optimizer: optax.GradientTransformation | None = None,
     pretrain_share: float = 0.5,
@@ -156,6 +158,7 @@ def ssp(
       projection: features that ``contrastive`` compares.
       batch_size: of both stages.
       sampler: of stage 2, see ``decoupled.joint_training``; stage 1 takes every row once per epoch.
+      total_steps: of stage 2, for ``sampler="progressive"``: the steps after which it is class-balanced.
       loss: of a row in stage 2, by default the cross-entropy.
       pretrain_optimizer: of stage 1; None: ``optimizer``.
       pretrain_share: share of the steps that stage 1 has; on CIFAR the released code trains 200 epochs and 200.
@@ -184,8 +187,8 @@ def ssp(
 
     def supervised(network: Network) -> Stage:
         (stage,) = joint_training(
-            network, optimizer, class_counts=class_counts, batch_size=batch_size, sampler=sampler, loss=loss,
-            share=1.0 - pretrain_share, gradient=gradient,
+            network, optimizer, class_counts=class_counts, batch_size=batch_size, sampler=sampler,
+            total_steps=total_steps, loss=loss, share=1.0 - pretrain_share, gradient=gradient,
         )  # fmt: skip
         return stage
 

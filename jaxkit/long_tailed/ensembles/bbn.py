@@ -68,16 +68,15 @@ def bbn(
 
     def loss(params, state, batch, key):
         halves, after = [], {}
-        for branch, half in enumerate((batch, batch["second"])):
+        second = loss_methods.second_of(batch, "bbn", "jaxkit.data.pair")
+        for branch, half in enumerate((batch, second)):
             own, own_key = name_of(branch), jax.random.fold_in(key, branch)
             outputs, after[own] = loss_methods._apply(network, params[own], state.variables[own], half, own_key, counts)
             halves.append(outputs["logits"])
         alpha = cumulative_weight(state.step, total)
         logits = bilateral_logits(*halves, alpha)
-        valid = rows_valid(batch) & rows_valid(batch["second"])
-        one, two = (
-            batch_mean(cross_entropy(logits, half["y"]), {**half, "valid": valid}) for half in (batch, batch["second"])
-        )
+        valid = rows_valid(batch) & rows_valid(second)
+        one, two = (batch_mean(cross_entropy(logits, half["y"]), {**half, "valid": valid}) for half in (batch, second))
         return alpha * one + (1.0 - alpha) * two, (state._replace(variables=after), {"alpha": alpha})
 
     learner = from_loss(replicated(network, 2), loss, optimizer, gradient=gradient)
