@@ -51,6 +51,9 @@ EXPERTS = len(GROUPS)
 MEMORY = 0.9
 """The student's accuracy in a group is that of its recent batches, weighted by 0.9^age."""
 
+HASTE = 2.0
+"""All rows count alike after 1 / HASTE of the student's steps: after half of them, as in the released code."""
+
 # The logit of a class that is not of the group: its softmax is 0 and its gradient too, where -inf would give NaN.
 _AWAY = -1e30
 
@@ -106,17 +109,17 @@ def distillation_weights(student: OfGroup, expert: OfGroup, threshold: Scalar = 
     return jnp.clip((1.0 - ratio) / (1.0 - threshold), 0.0, 1.0)
 
 
-def curriculum_weights(hardness: Rows, start: Rows, progress: Scalar) -> Float[Array, "*batch"]:
-    """v = u + (1 - u) t / T with u = start + (1 - start) h: easy rows count from the first step, hard ones later.
+def curriculum_weights(easiness: Rows, start: Rows, progress: Scalar) -> Float[Array, "*batch"]:
+    """v = u + (1 - u) t / E with u = start + (1 - start) h: easy rows count from the first step, hard ones later.
 
     Args:
-      hardness: h in [0, 1], 1 for the row of its class that the expert is surest of.
+      easiness: h in [0, 1], 1 for the row of its class that the expert is surest of.
       start: of the row's group, (mean count of few-shot classes) / (mean count of its classes): 1 for few-shot rows.
-      progress: t / T; from T on all rows count alike.
+      progress: t / E; from E on all rows count alike. In the released code E is half of the training.
 
     Source: Xiang et al. 2020, curriculum instance selection, with the linear schedule.
     """
-    first = jnp.asarray(start) + (1.0 - start) * hardness
+    first = jnp.asarray(start) + (1.0 - start) * easiness
     return first + (1.0 - first) * jnp.minimum(progress, 1.0)
 
 
@@ -176,7 +179,7 @@ def lfme(
       network: of each expert and of the student.
       optimizer: of both stages, started anew for the student.
       class_counts: n; the groups follow from them.
-      total_steps: the steps of the student's stage, over which the curriculum goes.
+      total_steps: the steps of the student's stage; the curriculum goes over the first half of them.
       by: ``shots`` or ``rank``, see ``class_groups``.
       temperature: T, 2 in the released configuration. May be traced.
       threshold: see ``distillation_weights``.
@@ -206,8 +209,8 @@ def lfme(
         expert_logits = jax.lax.stop_gradient(expert["logits_experts"])
         sure, _ = label_confidence(expert_logits, labels, groups)
         span = taught.high[labels] - taught.low[labels]
-        hardness = jnp.where(span > 0, (sure - taught.low[labels]) / jnp.where(span > 0, span, 1.0), 1.0)
-        v = curriculum_weights(jnp.clip(hardness, 0.0, 1.0), starts[row_group], state.step / total)
+        easiness = jnp.where(span > 0, (sure - taught.low[labels]) / jnp.where(span > 0, span, 1.0), 1.0)
+        v = curriculum_weights(jnp.clip(easiness, 0.0, 1.0), starts[row_group], HASTE * state.step / total)
         value = batch_mean(v * cross_entropy(logits, labels), batch)
         student = taught.right / jnp.maximum(taught.seen, 1e-6)
         w = distillation_weights(student, taught.accuracy, threshold)

@@ -37,7 +37,8 @@ from jaxkit.long_tailed.ensembles.experts import ExpertLogits
 from jaxkit.losses.vectors import normalize
 
 HIDDEN, TOP = 16, 30
-"""Units of the router's hidden layers, and how many of the largest logits it sees (at most C); the released code's."""
+"""Units of the router's hidden layers, as in the released code, and how many of the largest logits it sees (at most C),
+as in its configuration for CIFAR-100-LT; the code's own default is 5."""
 
 RouterLogits = Float[Array | np.ndarray, "*batch routers"]
 
@@ -63,7 +64,8 @@ def routing_loss(
     Args:
       logits_router: q.
       needed: t, see ``expert_needed``; seldom true, hence the weight.
-      positive_weight: w; 100 in the released configuration for CIFAR-100-LT. May be traced.
+      positive_weight: w; 100 in the released configuration for CIFAR-100-LT, 20 where none is given to the released
+        code. May be traced.
     """
     check.positive("positive_weight", positive_weight)
     logits_router = jnp.asarray(logits_router)

@@ -106,6 +106,9 @@ def aggregate(logits_experts: ExpertLogits, weights: ExpertWeights) -> Float[Arr
     Raises:
       UsageError: as many weights as there are experts are needed, not negative, with the sum 1.
     """
+    logits_experts, weights = (
+        values if hasattr(values, "shape") else np.asarray(values, np.float32) for values in (logits_experts, weights)
+    )
     experts = logits_experts.shape[-2]
     if weights.shape != (experts,):
         raise check.UsageError(f"there are {experts} experts; give one weight for each, got {list(weights.shape)}")
@@ -166,6 +169,9 @@ def aggregation_weights(
     Source: Zhang et al. 2022, section 4.3 and algorithm 2, and the released code, whose weight decay of 5e-4 on v is
     left out.
     """
+    first, second = (view if hasattr(view, "shape") else np.asarray(view, np.float32) for view in (first, second))
+    if first.ndim != 3:
+        raise check.UsageError(f"views are logits [rows, experts, classes], got {list(first.shape)}")
     if first.shape != second.shape:
         raise check.UsageError(f"two views of the same rows are needed, got {list(first.shape)}, {list(second.shape)}")
     check.count("steps", steps, 0), check.positive("rate", rate), check.fraction("least", least)
