@@ -9,13 +9,23 @@ are losses of logits; the method of the same name is ``METHODS[name].make(networ
 
 Beside them stand the samplers (``samplers``), decoupled training (``decoupled``), and the protocol: training sets and
 their balanced twins (``profiles``), many-, medium- and few-shot accuracy (``groups``), relative accuracy (``relative``)
-and the survey's figures (``published``).
+and the survey's figures (``published``). Methods of three families have a subpackage each: ``augmentation`` (more rows,
+or features, for rare classes), ``representation`` (what the network learns) and ``ensembles`` (several experts).
 """
 
 from jaxkit.learner import Method
 from jaxkit.long_tailed import augmentation, decoupled, ensembles, loss_methods, representation
+from jaxkit.long_tailed.augmentation import label_aware_smoothing, remix_share, smoothing_of
 from jaxkit.long_tailed.counts import check_counts, check_prior, log_prior, prior
 from jaxkit.long_tailed.decoupled import class_means, crt, joint_training, lws, ncm, nearest_mean, tau_norm
+from jaxkit.long_tailed.ensembles import (
+    adapted_weights,
+    aggregate,
+    aggregation_weights,
+    replicated,
+    with_aggregation,
+    with_experts,
+)
 from jaxkit.long_tailed.groups import accuracy_under, class_groups, group_accuracies, measure, present
 from jaxkit.long_tailed.lade import lade_regulariser
 from jaxkit.long_tailed.losses import (
@@ -43,6 +53,7 @@ from jaxkit.long_tailed.relative import (
     relative_interval,
     upper_reference,
 )
+from jaxkit.long_tailed.representation import choose_beta, cosine_logits, paco_loss, tde_logits
 from jaxkit.long_tailed.rescue import Rescue, rescue
 from jaxkit.long_tailed.samplers import (
     SAMPLERS,
@@ -264,13 +275,18 @@ __all__ = [
     "Rescue",
     "Training",
     "accuracy_under",
+    "adapted_weights",
+    "aggregate",
+    "aggregation_weights",
     "balanced_softmax",
     "by_class_weight",
     "check_counts",
     "check_prior",
+    "choose_beta",
     "class_balanced",
     "class_groups",
     "class_means",
+    "cosine_logits",
     "cross_entropy",
     "crt",
     "describe",
@@ -281,6 +297,7 @@ __all__ = [
     "group_accuracies",
     "inverse_weights",
     "joint_training",
+    "label_aware_smoothing",
     "lade_regulariser",
     "ldam",
     "ldam_margins",
@@ -292,6 +309,7 @@ __all__ = [
     "measure",
     "ncm",
     "nearest_mean",
+    "paco_loss",
     "plan_trainings",
     "power_weights",
     "present",
@@ -300,6 +318,8 @@ __all__ = [
     "progressively_balanced",
     "relative_accuracy",
     "relative_interval",
+    "remix_share",
+    "replicated",
     "rescue",
     "reversed_sampling",
     "row_weights",
@@ -307,12 +327,16 @@ __all__ = [
     "seesaw",
     "shifted_prior",
     "shifted_test",
+    "smoothing_of",
     "softmax",
     "square_root",
     "tau_norm",
     "tau_normalize",
+    "tde_logits",
     "uno_ic",
     "upper_reference",
     "vector_scaling",
     "weighted_softmax",
+    "with_aggregation",
+    "with_experts",
 ]
