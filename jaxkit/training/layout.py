@@ -192,9 +192,7 @@ class Layout:
         data = seed_of(self.data, 0) if self.per_seed else self.data
         alone = Layout(self.plan, data, self.key, None, self.rules, None) if self.seeds is not None else self
         carry, step = alone.shapes[number], jnp.zeros((), jnp.int32)
-        batch = jax.eval_shape(
-            source.next, data, carry.source_state, carry.state, step, alone.keys(number).source
-        )[1]
+        batch = jax.eval_shape(source.next, data, carry.source_state, carry.state, step, alone.keys(number).source)[1]
         if self.mesh is not None:
             batch_sharding(batch, self.mesh, source.axis)
         return batch
