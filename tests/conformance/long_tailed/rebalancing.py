@@ -17,7 +17,7 @@ def cases() -> tuple[Case, ...]:
         one("class_balanced", swept={"beta": (0.0, 0.999)}),
         one("ldam", swept=margin),
         # The second stage goes on with what the first has learnt.
-        one("ldam_drw", (0.3, 0.05), {**margin, "beta": (0.0, 0.999)}, batch_size=32),
+        one("ldam_drw", (0.3, 0.05), {**margin, "beta": (0.0, 0.999)}, batch_size=32, deferred=0.5),
         one("esql", swept={"gamma": (0.1, 0.9), "threshold": (0.01, 0.1)}),
         one("lade", swept={"alpha": (0.0, 0.1), "penalty": (0.0, 0.1)}),
         one("logit_adjusted", swept={"tau": (0.0, 1.5)}),
