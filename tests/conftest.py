@@ -28,7 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
         flags = os.environ.get("XLA_FLAGS", "")
         if "xla_force_host_platform_device_count" not in flags:
-            flags = f"{flags} --xla_force_host_platform_device_count=8".strip()
+            # Eight devices share a few cores: on a busy machine they may wait for each other longer than XLA's 40 s.
+            patient = "--xla_cpu_collective_call_terminate_timeout_seconds=110"
+            flags = f"{flags} --xla_force_host_platform_device_count=8 {patient}".strip()
         # The fast tests are small programs whose time is their compilation; the slow tests compile as users do.
         if "not slow" in config.getoption("markexpr", "") and "xla_backend_optimization_level" not in flags:
             flags += " --xla_backend_optimization_level=0"
