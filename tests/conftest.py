@@ -5,6 +5,7 @@ that sharded code is tested everywhere.
 """
 
 import faulthandler
+import gc
 import os
 import re
 import sys
@@ -42,6 +43,23 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("jaxkit", deadline=None, max_examples=50, derandomize=True, database=None)
     settings.load_profile("jaxkit")
     install_import_hook(["jaxkit"], "annotations.checked")
+
+
+MAPPINGS = Path("/proc/self/maps")
+MANY_MAPPINGS = 25_000  # Linux allows a process 65,530; every compiled program has some, and at the limit XLA crashes
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Between two files, let go of the compiled programs if there are many: thousands of tests share a process."""
+    if (nextitem is not None and nextitem.path == item.path) or not MAPPINGS.exists():
+        return
+    with MAPPINGS.open("rb") as lines:
+        many = sum(1 for _ in lines) > MANY_MAPPINGS
+    if many:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 def _data_folder() -> Path | None:
