@@ -57,17 +57,6 @@ SETTINGS = {
     "imagenet_lt": Setting(1000, 1280, 1280, 256.0, "resnet32", 90_000, 256, 0.1, shuffle=False),
 }
 FEATURE_METHODS = (*table.OWN_METHODS, "lws", "ncm")
-EXPERTS = {
-    "ride": 3.0,
-    "sade": 3.0,
-    "reslt": 3.0,
-    "bbn": 4.0,
-    "lfme": 2.5,
-    "paco": 3.5,
-    "rsg": 1.5,
-    "ssp": 2.0,
-    "m2m": 3.0,
-}
 COST = {  # of a step, in steps of softmax
     "ride": 3.0, "sade": 3.0, "reslt": 3.0, "bbn": 4.0, "lfme": 2.5, "paco": 3.5, "rsg": 1.5, "ssp": 2.0, "m2m": 3.0,
 }  # fmt: skip

@@ -17,12 +17,12 @@ Needs NumPy, SciPy and torch, and nothing else of this project, so that an envir
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from experiments.benchmarks._torch import threads_of, torch_or_error
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -90,7 +90,7 @@ def run(
     Raises:
       UsageError: torch is not installed.
     """
-    torch = _torch()
+    torch = torch_or_error()
     begin = time.perf_counter()
     functional = torch.nn.functional
     classes = int(y.max()) + 1
@@ -124,7 +124,7 @@ def run(
         loss = functional.cross_entropy(logits, rows.y, reduction="sum") + l2()
         return (logits.argmax(1) == rows.y).float().mean().item(), -loss.item()
 
-    with _threads(torch, threads):
+    with threads_of(torch, threads):
         for layer in range(layers):
             fit, stop = (
                 _Rows(b[rows], torch.arange(len(rows)), labels[rows]) if slice_rows else _Rows(b, rows, labels[rows])
@@ -163,29 +163,6 @@ def run(
 
 def initial_parameters(features: int, hidden: int, classes: int, generator: Any) -> tuple[Any, Any]:
     """W0 [features, hidden] and W1 [hidden, classes], uniform in +-1/sqrt(rows) as torch's linear layers begin."""
-    torch = _torch()
+    torch = torch_or_error()
     draw = lambda rows, columns: (2 * torch.rand(rows, columns, generator=generator) - 1) / rows**0.5
     return draw(features, hidden).requires_grad_(), draw(hidden, classes).requires_grad_()
-
-
-@contextlib.contextmanager
-def _threads(torch: Any, number: int) -> Iterator[None]:
-    """Torch with this number of threads within an operation, and with what it had before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError:
-        from jaxkit import check
-
-        raise check.UsageError(
-            "the PyTorch peer needs torch, which is not installed; python -m pip install -e '.[bench]' in the checkout"
-        ) from None
-    return torch

@@ -14,11 +14,12 @@ Needs NumPy and torch, and nothing else of this project.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from experiments.benchmarks._torch import threads_of, torch_or_error
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int
@@ -74,11 +75,11 @@ def train(
     Raises:
       UsageError: torch is not installed.
     """
-    torch = _torch()
+    torch = torch_or_error()
     rows, labels = torch.as_tensor(x), torch.as_tensor(y, dtype=torch.int64)
     tests = torch.as_tensor(test_x)
     generators = [torch.Generator().manual_seed(first_seed + number) for number in range(len(x))]
-    with _threads(torch, threads):
+    with threads_of(torch, threads):
         models = [network(x.shape[-1], settings, generator) for generator in generators]
         if together:
             return _together(torch, models, generators, rows, labels, tests, settings, fused)
@@ -93,7 +94,7 @@ def train(
 def network(features: int, settings: Settings, generator: Any) -> Any:
     """A multilayer perceptron that begins as ours does: weights of variance 1 / inputs, a normal distribution cut at
     two of its deviations, and biases of 0."""
-    torch = _torch()
+    torch = torch_or_error()
     layers, inputs = [], features
     for width in (*settings.hidden, settings.classes):
         layer = torch.nn.utils.skip_init(torch.nn.Linear, inputs, width)
@@ -107,7 +108,7 @@ def network(features: int, settings: Settings, generator: Any) -> Any:
 
 def orders(generators: Sequence[Any], rows: int, settings: Settings) -> Iterator[Any]:
     """The rows of each step, [seeds, batch_size]: of each seed a random order that is new every epoch."""
-    torch = _torch()
+    torch = torch_or_error()
     size, step = settings.batch_size, 0
     while step < settings.steps:
         shuffled = torch.stack([torch.randperm(rows, generator=generator) for generator in generators])
@@ -147,26 +148,3 @@ def _together(torch: Any, models: Any, generators: Any, x: Any, y: Any, tests: A
         optimizer.step()
     with torch.no_grad():
         return predict(params, buffers, tests).numpy()
-
-
-@contextlib.contextmanager
-def _threads(torch: Any, number: int) -> Iterator[None]:
-    """Torch with this number of threads within an operation, and with what it had before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError:
-        from jaxkit import check
-
-        raise check.UsageError(
-            "the PyTorch peer needs torch, which is not installed; python -m pip install -e '.[bench]' in the checkout"
-        ) from None
-    return torch

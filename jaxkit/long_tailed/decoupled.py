@@ -59,7 +59,7 @@ ClassLoss = Callable[[Array, Array, Array], Array]
 READ_OUTS = ("cosine", "euclidean")
 
 
-def _checked(network: Network, num_classes: int) -> Network:
+def checked(network: Network, num_classes: int) -> Network:
     """The network; its ``init`` says where there is no head, or one of another number of classes."""
 
     def init(key: Key, x: Any) -> tuple[Params, Any]:
@@ -107,7 +107,7 @@ def joint_training(
     """
     counts = check_counts(class_counts)
     example_loss = lambda outputs, batch: loss(outputs["logits"], batch["y"], counts)
-    learner = from_example_loss(_checked(network, counts.size), example_loss, optimizer, gradient=gradient)
+    learner = from_example_loss(checked(network, counts.size), example_loss, optimizer, gradient=gradient)
     source = make_sampler(sampler, batch_size, counts.size, total_steps)
     return (Stage("representation", learner, source, share=share),)
 
@@ -169,7 +169,7 @@ def crt(
 
     Source: Kang et al. 2020, section 4.
     """
-    _check_share(classifier_share)
+    check_share(classifier_share)
     counts = check_counts(class_counts)
 
     def new_classifier(state: TrainState, data: Data, key: Key) -> Params:
@@ -226,7 +226,7 @@ def lws(
 
     Source: Kang et al. 2020, section 4; the bias is scaled with the weights, as in the released code.
     """
-    _check_share(classifier_share)
+    check_share(classifier_share)
     counts = check_counts(class_counts)
 
     def same_classifier(state: TrainState, data: Data, key: Key) -> Params:
@@ -374,6 +374,6 @@ progressive_sampling = functools.partial(joint_training, sampler="progressive")
 """Joint training on batches that go from instance- to class-balanced over ``total_steps``."""
 
 
-def _check_share(share: float) -> None:
+def check_share(share: float) -> None:
     if not 0 < check.fraction("classifier_share", share) < 1:
         raise check.UsageError(f"classifier_share must lie between 0 and 1, for example 0.1, got {share!r}")

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from jaxkit import check
 from jaxkit.data import epochs
@@ -55,20 +56,24 @@ def learner_of(
     counts = check_counts(class_counts, empty=True)
 
     def loss(params, state, batch, key):
-        outputs, variables = _apply(network, params, state.variables, batch, key, counts)
+        outputs, variables = applied(network, params, state.variables, batch, key, counts)
         values = row_loss(outputs["logits"], batch["y"], jax.random.fold_in(key, 1))
         if class_weights is None:
             value = batch_mean(values, batch)
         else:
-            weights = class_weights[batch["y"]]
-            total = batch_mean(weights, {name: batch[name] for name in batch if name != "weight"})
-            value = batch_mean(weights * values, batch) / jnp.where(total > 0, total, 1.0)
+            value = weighted_mean(values, class_weights[batch["y"]], batch)
         return value, (state._replace(variables=variables), {})
 
     return from_loss(network, loss, optimizer, gradient=gradient)
 
 
-def _apply(network: Network, params, variables, batch: Batch, key: jax.Array, counts: jax.Array):
+def weighted_mean(values: Float[Array, " batch"], weights: Float[Array, " batch"], batch: Batch) -> Float[Array, ""]:
+    """sum_i w_i l_i / sum_i w_i over the valid rows; a ``weight`` of the batch multiplies l_i alone."""
+    total = batch_mean(weights, {name: batch[name] for name in batch if name != "weight"})
+    return batch_mean(weights * values, batch) / jnp.where(total > 0, total, 1.0)
+
+
+def applied(network: Network, params, variables, batch: Batch, key: jax.Array, counts: jax.Array):
     """The network in training, on a batch whose labels and whose number of classes were checked."""
     if "y" not in batch or not jnp.issubdtype(batch["y"].dtype, jnp.integer):
         got = f"y of dtype {batch['y'].dtype}" if "y" in batch else f"a batch of {', '.join(sorted(batch))}"
@@ -314,7 +319,7 @@ def lade(
     counts = check_counts(class_counts)
 
     def loss(params, state, batch, key):
-        outputs, variables = _apply(network, params, state.variables, batch, key, counts)
+        outputs, variables = applied(network, params, state.variables, batch, key, counts)
         logits, labels = outputs["logits"], batch["y"]
         adjusted = batch_mean(losses.balanced_softmax(logits, labels, counts), batch)
         extra = lade_regulariser(logits, labels, counts, penalty=penalty, valid=batch.get("valid"))
@@ -350,7 +355,7 @@ def seesaw(
     counts = check_counts(class_counts, empty=accumulate, least=0.0 if accumulate else 1.0)
 
     def loss(params, state, batch, key):
-        outputs, variables = _apply(network, params, state.variables, batch, key, counts)
+        outputs, variables = applied(network, params, state.variables, batch, key, counts)
         seen = jax.nn.one_hot(batch["y"], len(counts), dtype=jnp.int32)
         if "valid" in batch:
             seen = jnp.where(batch["valid"][:, None], seen, 0)

@@ -13,7 +13,8 @@ from jaxkit.check import UsageError
 from jaxkit.learner import Learner, Network
 from jaxkit.long_tailed import decoupled
 from jaxkit.long_tailed import ensembles as e
-from jaxkit.long_tailed.ensembles.experts import ensemble_of, shot_groups, weighted_mean
+from jaxkit.long_tailed.ensembles.experts import ensemble_of, shot_groups
+from jaxkit.long_tailed.loss_methods import weighted_mean
 from jaxkit.networks import heads, mlp
 from tests.long_tailed.ensembles_toy import CLASSES, COUNTS, DATA, KEY, make, start
 

@@ -237,7 +237,10 @@ def test_it_stands_on_a_convolutional_network_with_batch_normalisation():
             lambda: r.paco(NETWORK, SGD, class_counts=np.ones(3))[0].learner.init(KEY, DATA),
             "class_counts has 3 entries and the network 4 classes",
         ),
-        (lambda: plan_of()[0].learner.update(plan_of()[0].learner.init(KEY, DATA), DATA, KEY), "needs a second view"),
+        (
+            lambda: plan_of()[0].learner.update(plan_of()[0].learner.init(KEY, DATA), DATA, KEY),
+            "paco needs a second row",
+        ),
         (
             lambda: r.paco_loss(*f32(Z), LABELS, COUNTS, *f32(Q[:3], K), KEY_LABELS),
             r"features \[3, 3\] must have the same rows",

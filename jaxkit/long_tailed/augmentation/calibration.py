@@ -32,7 +32,7 @@ from jaxkit.learner import (
 from jaxkit.long_tailed import losses
 from jaxkit.long_tailed.augmentation.mixing import mixup
 from jaxkit.long_tailed.counts import Counts, Labels, Logits, Scalar, check_counts
-from jaxkit.long_tailed.decoupled import _check_share, _checked, with_class_scale
+from jaxkit.long_tailed.decoupled import check_share, checked, with_class_scale
 
 SHAPES = ("concave", "linear", "convex", "exp")
 
@@ -153,7 +153,11 @@ def mislas(
 
     Source: Zhong et al. 2021, and the released code.
     """
-    _check_share(classifier_share), _check_smoothing(smooth_head, smooth_tail), check.number("head_rate", head_rate, 0)
+    (
+        check_share(classifier_share),
+        _check_smoothing(smooth_head, smooth_tail),
+        check.number("head_rate", head_rate, 0),
+    )
     shape, counts = check.choose("shape", shape, SHAPES), check_counts(class_counts)
     with_scale = with_class_scale(network, counts.size)
     descent = scaled(classifier_optimizer or optimizer, head_rate)
@@ -172,7 +176,7 @@ def mislas(
         params: Params = {**state.params, "class_scale": jnp.ones((counts.size,), jnp.float32)}
         return classifier(starting_from(with_scale, params, state.variables)).init(key, data)
 
-    first = mixup(_checked(network, counts.size), optimizer, class_counts=counts, alpha=alpha, gradient=gradient)
+    first = mixup(checked(network, counts.size), optimizer, class_counts=counts, alpha=alpha, gradient=gradient)
     second = classifier(with_scale)
     return (
         Stage("mixup", first, epochs(batch_size), share=1.0 - classifier_share),

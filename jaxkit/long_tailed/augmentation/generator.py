@@ -31,7 +31,7 @@ from jaxkit.learner import (
 )
 from jaxkit.long_tailed import loss_methods, losses
 from jaxkit.long_tailed.counts import Counts, Scalar, check_counts
-from jaxkit.long_tailed.decoupled import _checked
+from jaxkit.long_tailed.decoupled import checked
 from jaxkit.losses import cross_entropy
 from jaxkit.networks import mlp
 from jaxkit.networks.heads import Head, normalize
@@ -257,12 +257,12 @@ def rsg(
         raise check.UsageError(f"deferred must lie between 0 and 1, for example 0.8, got {deferred!r}")
     counts = check_counts(class_counts)
     frequent, classifier = head_classes(class_counts, head_tail_ratio), mlp(counts.size, hidden=(), head=head)
-    given = with_generator(_checked(network, counts.size), classifier, counts.size, centres, width)
+    given = with_generator(checked(network, counts.size), classifier, counts.size, centres, width)
     weights = losses.effective_number_weights(class_counts, beta=beta)
 
     def learner(class_weights: Array, generating: bool) -> Learner:
         def loss(params, state, batch, key):
-            outputs, variables = loss_methods._apply(given, params, state.variables, batch, key, counts)
+            outputs, variables = loss_methods.applied(given, params, state.variables, batch, key, counts)
             logits, labels, generator = outputs["logits"], batch["y"], params["generator"]
             valid = batch.get("valid", jnp.ones(labels.shape, bool))
             weight = batch.get("weight", jnp.ones(labels.shape))

@@ -138,7 +138,7 @@ def _mixed(
             valid=batch.get("valid"),
         )  # fmt: skip
         seen = {**batch, "x": mixed.x}
-        outputs, variables = loss_methods._apply(network, params, state.variables, seen, key, counts)
+        outputs, variables = loss_methods.applied(network, params, state.variables, seen, key, counts)
         own, other = batch["y"], batch["y"][mixed.second]
         shares = label_share(mixed.share, own, other)
         weight = batch.get("weight", jnp.ones(shares.shape))

@@ -15,7 +15,7 @@ from jaxkit.learner import Gradient, Key, Network, Plan, Stage, from_loss, plain
 from jaxkit.long_tailed import loss_methods
 from jaxkit.long_tailed.augmentation.mixing import mixable, mixed_mean, opaque
 from jaxkit.long_tailed.counts import Counts, Scalar, check_counts
-from jaxkit.long_tailed.decoupled import ClassLoss, _checked
+from jaxkit.long_tailed.decoupled import ClassLoss, checked
 from jaxkit.long_tailed.losses import softmax
 from jaxkit.long_tailed.samplers import by_class_weight, power_weights
 
@@ -93,7 +93,7 @@ def cmo(
         if "valid" in second:
             covered = covered & second["valid"][:, None, None]
         seen = {**batch, "x": jnp.where(covered[..., None], second["x"], x)}
-        outputs, variables = loss_methods._apply(network, params, state.variables, seen, key, counts)
+        outputs, variables = loss_methods.applied(network, params, state.variables, seen, key, counts)
         left = 1.0 - covered.mean((1, 2), dtype=jnp.float32)
         ones = jnp.ones(left.shape)
         weights = batch.get("weight", ones), second.get("weight", ones)
@@ -102,5 +102,5 @@ def cmo(
 
     rows_of = lambda batch: _pictures(batch["x"])
     foreground = by_class_weight(batch_size, counts.size, lambda counts, step: power_weights(counts, -power))
-    learner = from_loss(_checked(network, counts.size), objective, optimizer, gradient=gradient, example=rows_of)
+    learner = from_loss(checked(network, counts.size), objective, optimizer, gradient=gradient, example=rows_of)
     return (Stage("oversampling", learner, pair(epochs(batch_size), foreground)),)

@@ -32,7 +32,7 @@ from jaxkit.learner import (
     starting_from,
 )
 from jaxkit.long_tailed.counts import Counts, Scalar, check_counts
-from jaxkit.long_tailed.decoupled import ClassLoss, _checked, joint_training
+from jaxkit.long_tailed.decoupled import ClassLoss, checked, joint_training
 from jaxkit.long_tailed.loss_methods import second_of
 from jaxkit.long_tailed.losses import softmax
 from jaxkit.losses import cross_entropy, nt_xent
@@ -174,14 +174,14 @@ def ssp(
     if not 0 < check.fraction("pretrain_share", pretrain_share) < 1:
         raise check.UsageError(f"pretrain_share must lie between 0 and 1, for example 0.5, got {pretrain_share!r}")
     first = pretrain_optimizer or optimizer
-    checked = _checked(network, check_counts(class_counts).size)
+    sized = checked(network, check_counts(class_counts).size)
     if pretext == "rotation":
         if view is not None:
             raise check.UsageError("view is for pretext='contrastive'; leave it out for 'rotation'")
-        learner, source = rotation(checked, first, gradient=gradient), epochs(batch_size)
+        learner, source = rotation(sized, first, gradient=gradient), epochs(batch_size)
     else:
         settings = {"temperature": temperature, "projection": projection}
-        learner = contrastive(checked, first, gradient=gradient, **settings)
+        learner = contrastive(sized, first, gradient=gradient, **settings)
         view = transforms.gaussian_noise(noise) if view is None else view
         source = views(epochs(batch_size), view, view)
 

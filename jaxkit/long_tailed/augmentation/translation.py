@@ -31,7 +31,7 @@ from jaxkit.learner import (
 from jaxkit.long_tailed import loss_methods
 from jaxkit.long_tailed.augmentation.mixing import mixable
 from jaxkit.long_tailed.counts import Counts, Scalar, check_counts
-from jaxkit.long_tailed.decoupled import ClassLoss, _checked, joint_training
+from jaxkit.long_tailed.decoupled import ClassLoss, checked, joint_training
 from jaxkit.long_tailed.losses import softmax
 from jaxkit.losses import cross_entropy
 
@@ -186,14 +186,14 @@ def m2m(
                 fixed = jax.lax.stop_gradient(params)
                 x, taken = translated(fixed, state, batch, jax.random.fold_in(key, 1))
                 batch = {**batch, "x": x}
-            outputs, variables = loss_methods._apply(network, params, state.variables, batch, key, counts)
+            outputs, variables = loss_methods.applied(network, params, state.variables, batch, key, counts)
             value = batch_mean(loss(outputs["logits"], batch["y"], counts), batch)
             plainly = {"valid": batch["valid"]} if "valid" in batch else {}
             metrics = {"translated": batch_mean(taken.astype(jnp.float32), plainly)}
             return value, (state._replace(variables=variables), metrics)
 
         seer = lambda params, variables: jax.tree.map(jnp.copy, Seer(params, variables))
-        return from_loss(_checked(network, counts.size), objective, optimizer, gradient=gradient, init_extra=seer)
+        return from_loss(checked(network, counts.size), objective, optimizer, gradient=gradient, init_extra=seer)
 
     def begin(state: TrainState, data: Data, key: Key) -> TrainState:
         return learner(False).init(key, data)._replace(extra=Seer(state.params, state.variables))

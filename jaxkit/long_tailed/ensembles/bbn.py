@@ -71,7 +71,9 @@ def bbn(
         second = loss_methods.second_of(batch, "bbn", "jaxkit.data.pair")
         for branch, half in enumerate((batch, second)):
             own, own_key = name_of(branch), jax.random.fold_in(key, branch)
-            outputs, after[own] = loss_methods._apply(network, params[own], state.variables[own], half, own_key, counts)
+            outputs, after[own] = loss_methods.applied(
+                network, params[own], state.variables[own], half, own_key, counts
+            )
             halves.append(outputs["logits"])
         alpha = cumulative_weight(state.step, total)
         logits = bilateral_logits(*halves, alpha)

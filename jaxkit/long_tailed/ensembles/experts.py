@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxkit import check
-from jaxkit.learner import Batch, Key, Network, Outputs, Params, PyTree, batch_mean
+from jaxkit.learner import Batch, Key, Network, Outputs, Params, PyTree
 from jaxkit.long_tailed.counts import Counts, concrete
 from jaxkit.long_tailed.groups import GROUPS, class_groups
 from jaxkit.networks import mlp
@@ -187,12 +187,6 @@ def shot_groups(class_counts: Counts, by: str) -> Int[Array, " classes"]:
                 advice = "take by='rank', thirds by count" if check.fold(by) == "shots" else "there must be 3 classes"
                 raise check.UsageError(f"no class is {name}-shot by {by}, and an expert is for those; {advice}")
     return groups
-
-
-def weighted_mean(values: Float[Array, " batch"], weights: Float[Array, " batch"], batch: Batch) -> Float[Array, ""]:
-    """sum_i w_i l_i / sum_i w_i over the valid rows; a ``weight`` of the batch multiplies l_i alone."""
-    total = batch_mean(weights, {name: batch[name] for name in batch if name != "weight"})
-    return batch_mean(weights * values, batch) / jnp.where(total > 0, total, 1.0)
 
 
 def rows_valid(batch: Batch) -> Bool[Array, " batch"]:

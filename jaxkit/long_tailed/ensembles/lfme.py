@@ -134,7 +134,9 @@ def _expert_learner(
         for group in range(EXPERTS):
             own, own_key = name_of(group), jax.random.fold_in(key, group)
             half = {**batch, "valid": rows_valid(batch) & (groups[batch["y"]] == group)}
-            outputs, after[own] = loss_methods._apply(network, params[own], state.variables[own], half, own_key, counts)
+            outputs, after[own] = loss_methods.applied(
+                network, params[own], state.variables[own], half, own_key, counts
+            )
             value += batch_mean(cross_entropy(within(outputs["logits"], groups == group), batch["y"]), half)
         return value, (state._replace(variables=after), {})
 
@@ -202,7 +204,7 @@ def lfme(
     starts = sizes[-1] / sizes
 
     def loss(params, state, batch, key):
-        outputs, variables = loss_methods._apply(network, params, state.variables, batch, key, counts)
+        outputs, variables = loss_methods.applied(network, params, state.variables, batch, key, counts)
         taught, valid = state.extra, batch.get("valid")
         logits, labels, row_group = outputs["logits"], batch["y"], groups[batch["y"]]
         expert = ensemble.apply(taught.params, taught.variables, batch["x"], train=False, valid=valid)[0]

@@ -79,7 +79,7 @@ def reslt(
     ensemble = ensemble_of(network, experts, needed=len(GROUPS))
 
     def loss(params, state, batch, key):
-        outputs, variables = loss_methods._apply(ensemble, params, state.variables, batch, key, counts)
+        outputs, variables = loss_methods.applied(ensemble, params, state.variables, batch, key, counts)
         together, own, pairs = residual_losses(outputs["logits_experts"], batch["y"], members)
         fusion = batch_mean(together, batch)
         total = batch_mean(pairs, {"valid": rows_valid(batch)})

@@ -17,7 +17,7 @@ from jaxkit.data import epochs
 from jaxkit.learner import Gradient, Learner, Network, Plan, Source, Stage, batch_mean, from_loss, plain
 from jaxkit.long_tailed import loss_methods, losses
 from jaxkit.long_tailed.counts import Counts, Scalar, check_counts
-from jaxkit.long_tailed.ensembles.experts import ExpertLogits, ensemble_of, weighted_mean
+from jaxkit.long_tailed.ensembles.experts import ExpertLogits, ensemble_of
 from jaxkit.long_tailed.ensembles.router import routing_stage
 
 
@@ -71,13 +71,13 @@ def _learner(
     scale: Scalar,
 ) -> Learner:
     def loss(params, state, batch, key):
-        outputs, variables = loss_methods._apply(network, params, state.variables, batch, key, counts)
+        outputs, variables = loss_methods.applied(network, params, state.variables, batch, key, counts)
         logits, labels = outputs["logits_experts"], batch["y"]
         of_experts = jnp.broadcast_to(labels[:, None], logits.shape[:2])
         values = losses.ldam(logits, of_experts, counts, max_margin=max_margin, scale=scale).sum(1)
         weights = jnp.ones(labels.shape, values.dtype) if class_weights is None else class_weights[labels]
         apart = batch_mean(expert_diversity(logits, temperature), batch)
-        value = weighted_mean(values, weights, batch) - diversity * apart
+        value = loss_methods.weighted_mean(values, weights, batch) - diversity * apart
         return value, (state._replace(variables=variables), {"diversity": apart})
 
     return from_loss(network, loss, optimizer, gradient=gradient)

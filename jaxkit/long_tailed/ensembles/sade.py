@@ -92,7 +92,7 @@ def sade(
     ensemble = ensemble_of(network, experts, needed=EXPERTS)
 
     def loss(params, state, batch, key):
-        outputs, variables = loss_methods._apply(ensemble, params, state.variables, batch, key, counts)
+        outputs, variables = loss_methods.applied(ensemble, params, state.variables, batch, key, counts)
         logits = outputs["logits_experts"] + adjustments
         values = cross_entropy(logits, jnp.broadcast_to(batch["y"][:, None], logits.shape[:2]))
         return batch_mean(values.sum(1), batch), (state._replace(variables=variables), {})

@@ -39,7 +39,7 @@ def with_read_out(network: Network, num_classes: int, read_out: Callable[[Featur
         outputs, variables = network.apply(params, variables, x, **options)
         return {**outputs, "logits": read_out(outputs["features"], params["head"]["kernel"])}, variables
 
-    return Network(decoupled._checked(network, num_classes).init, apply)
+    return Network(decoupled.checked(network, num_classes).init, apply)
 
 
 def cosine_logits(features: Features, kernel: Kernel, *, scale: Scalar = 16.0) -> Float[Array, "*batch classes"]:

@@ -150,7 +150,7 @@ def de_confound(
     biased = with_read_out(network, counts.size, lambda x, w: multi_head_logits(x, w, **settings))
 
     def loss(params, state, batch, key):
-        outputs, variables = loss_methods._apply(biased, params, state.variables, batch, key, counts)
+        outputs, variables = loss_methods.applied(biased, params, state.variables, batch, key, counts)
         value = batch_mean(softmax(outputs["logits"], batch["y"]), batch)
         drift = moving_average(state.extra.drift, outputs["features"], momentum, batch.get("valid"))
         return value, (state._replace(variables=variables, extra=state.extra._replace(drift=drift)), {})

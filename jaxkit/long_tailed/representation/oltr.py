@@ -169,7 +169,7 @@ def oltr(
 
     def learner_of(network: Network) -> Learner:
         def loss(params, state, batch, key):
-            outputs, variables = loss_methods._apply(network, params, state.variables, batch, key, counts)
+            outputs, variables = loss_methods.applied(network, params, state.variables, batch, key, counts)
             value = batch_mean(softmax(outputs["logits"], batch["y"]), batch)
             centroids = params["memory"].centroids
             spread = centroid_loss(outputs["features"], batch["y"], centroids, batch.get("valid"))

@@ -215,14 +215,12 @@ def paco(
     if check.count("queue_size", queue_size) < batch_size:
         raise check.UsageError(f"queue_size={queue_size} must be at least batch_size={batch_size}")
     settings = {"alpha": alpha, "beta": beta, "gamma": gamma, "temperature": temperature}
-    projected = with_projector(decoupled._checked(network, counts.size), dim)
+    projected = with_projector(decoupled.checked(network, counts.size), dim)
 
     def loss(params, state, batch, key):
-        if "second" not in batch:
-            raise check.UsageError("paco needs a second view of each row, batch['second']: jaxkit.data.views makes it")
-        valid, second = batch.get("valid"), batch["second"]
+        valid, second = batch.get("valid"), loss_methods.second_of(batch, "paco", "jaxkit.data.views")
         query_key, other_key = jax.random.split(key)
-        outputs, variables = loss_methods._apply(projected, params, state.variables, batch, query_key, counts)
+        outputs, variables = loss_methods.applied(projected, params, state.variables, batch, query_key, counts)
         average = lambda old, new: key_momentum * old + (1.0 - key_momentum) * jax.lax.stop_gradient(new)
         key_params, queue = jax.tree.map(average, state.extra.key_params, params), state.extra.queue
         given, _ = projected.apply(key_params, state.variables, second["x"], train=True, key=other_key, valid=valid)
