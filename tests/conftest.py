@@ -15,6 +15,8 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+FINISHED = pytest.StashKey[int]()  # tests that this process has run
+
 
 def _gpu_asked(config: pytest.Config) -> bool:
     expression = config.getoption("markexpr", "")
@@ -47,15 +49,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 MAPPINGS = Path("/proc/self/maps")
 MANY_MAPPINGS = 25_000  # Linux allows a process 65,530; every compiled program has some, and at the limit XLA crashes
+TESTS_BETWEEN_COUNTS = 5  # a test of the conformance's second tier makes some 4,000
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Between two files, let go of the compiled programs if there are many: thousands of tests share a process."""
-    if (nextitem is not None and nextitem.path == item.path) or not MAPPINGS.exists():
+    """Let go of the compiled programs when there are many: thousands of tests share a process."""
+    finished = item.config.stash[FINISHED] = item.config.stash.get(FINISHED, 0) + 1
+    if nextitem is None or finished % TESTS_BETWEEN_COUNTS or not MAPPINGS.exists():
         return
-    with MAPPINGS.open("rb") as lines:
-        many = sum(1 for _ in lines) > MANY_MAPPINGS
-    if many:
+    if MAPPINGS.read_bytes().count(b"\n") > MANY_MAPPINGS:
         import jax
 
         jax.clear_caches()
