@@ -18,7 +18,7 @@ from jaxkit import methods
 from jaxkit.learner import Data, Network
 from jaxkit.networks import gcn, mlp
 from jaxkit.training import optimizer
-from tests.conformance import long_tailed, proofs
+from tests.conformance import class_incremental, long_tailed, proofs
 from tests.conformance.case import Case
 from tests.graphs import toy
 
@@ -110,7 +110,14 @@ def cases_proofs() -> tuple[Case, ...]:
 
 
 CASES: dict[str, Case] = {
-    case.name: case for case in (*cases_supervised(), *cases_graphs(), *long_tailed.cases(), *cases_proofs())
+    case.name: case
+    for case in (
+        *cases_supervised(),
+        *cases_graphs(),
+        *long_tailed.cases(),
+        *class_incremental.cases(),
+        *cases_proofs(),
+    )
 }
 
 
