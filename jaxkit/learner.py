@@ -68,10 +68,12 @@ class Network(NamedTuple):
       init: ``(key, x) -> (params, variables)``; variables are what is not trained (normalisation statistics).
       apply: ``(params, variables, x, *, train=False, key=None, valid=None) -> (outputs, variables)``; ``valid`` marks
         the rows that count in batch statistics; with ``train=False`` the variables come back unchanged.
+      stages: into how many parts ``jaxkit.networks.part_of`` can cut it.
     """
 
-    init: Callable[[Key, PyTree], tuple[Params, PyTree]]
+    init: Callable[..., tuple[Params, PyTree]]
     apply: Callable[..., tuple[Outputs, PyTree]]
+    stages: int = 1
 
 
 class Source(NamedTuple):

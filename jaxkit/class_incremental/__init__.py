@@ -10,7 +10,7 @@ Every method is a plan with a stage, or a few, for each task (``incremental``). 
 nearest mean, stand in the outputs (``readout``); ``protocol`` has the measures.
 """
 
-from jaxkit.class_incremental import baselines, distilled, regularised
+from jaxkit.class_incremental import baselines, boosted, cosine, distilled, expanding, projected, rectified, regularised
 from jaxkit.class_incremental.distilled import weight_alignment
 from jaxkit.class_incremental.herding import herding
 from jaxkit.class_incremental.incremental import Phase, Run, View, make_run, plan_of, steps_of
@@ -110,6 +110,79 @@ METHODS = {
         evidence=f"eq. 7 and 8; {_CODE}: weight 2, T = 2",
         traced=("strength", "temperature"),
         not_reproduced="the clipping of weights at 0",
+    ),
+    "bic": Method(
+        make=rectified.bic,
+        title="BiC",
+        paper="Y. Wu et al. Large scale incremental learning. CVPR",
+        year=2019,
+        categories=("algorithm-centric", "knowledge distillation", "model rectify"),
+        evidence=f"eq. 2 to 5; {_CODE}: T = 2, a tenth held back",
+        traced=("temperature",),
+    ),
+    "lucir": Method(
+        make=cosine.lucir,
+        title="LUCIR",
+        paper="S. Hou et al. Learning a unified classifier incrementally via rebalancing. CVPR",
+        year=2019,
+        categories=("algorithm-centric", "knowledge distillation", "model rectify"),
+        evidence="eq. 3, 6 and 8; lambda 5, m = 0.5, K = 2 of its released code for CIFAR-100",
+        traced=("strength", "margin"),
+        not_reproduced="the class-balanced finetuning, which the paper leaves out for its main results",
+    ),
+    "podnet": Method(
+        make=cosine.podnet,
+        title="PODNet",
+        paper="A. Douillard et al. PODNet: pooled outputs distillation for small-tasks incremental learning. ECCV",
+        year=2020,
+        categories=("algorithm-centric", "knowledge distillation"),
+        evidence=f"eq. 5 to 10; {_CODE}: 10 proxies, lambda 5 and 1, margin 0.6",
+        traced=("spatial", "flat", "margin"),
+    ),
+    "der": Method(
+        make=expanding.der,
+        title="DER (expandable)",
+        paper="S. Yan et al. DER: dynamically expandable representation for class incremental learning. CVPR",
+        year=2021,
+        categories=("model-centric", "dynamic networks", "backbone expansion"),
+        evidence=f"eq. 3 to 6; {_CODE}",
+        traced=("strength",),
+        not_reproduced="the pruning by channel masks; the temperature and the warm-up of the paper's text",
+    ),
+    "memo": Method(
+        make=expanding.memo,
+        title="MEMO",
+        paper="D.-W. Zhou et al. A model or 603 exemplars: towards memory-efficient class-incremental learning. ICLR",
+        year=2023,
+        categories=("model-centric", "dynamic networks", "backbone expansion"),
+        evidence=f"eq. 6 and 7; {_CODE}",
+        traced=("strength",),
+    ),
+    "foster": Method(
+        make=boosted.foster,
+        title="FOSTER",
+        paper="F.-Y. Wang et al. FOSTER: feature boosting and compression for class-incremental learning. ECCV",
+        year=2022,
+        categories=("model-centric", "dynamic networks", "backbone expansion", "knowledge distillation"),
+        evidence=f"{_CODE}: beta 0.96 and 0.97, lambda 1, T = 2",
+        traced=("strength", "temperature", "beta_boosting", "beta_compression"),
+    ),
+    "gem": Method(
+        make=projected.gem,
+        title="GEM",
+        paper="D. Lopez-Paz and M. Ranzato. Gradient episodic memory for continual learning. NeurIPS",
+        year=2017,
+        categories=("data-centric", "data regularization"),
+        evidence="eq. 8 to 11; all exemplars of each task at each step",
+        traced=("margin",),
+    ),
+    "agem": Method(
+        make=projected.agem,
+        title="A-GEM",
+        paper="A. Chaudhry et al. Efficient lifelong learning with A-GEM. ICLR",
+        year=2019,
+        categories=("data-centric", "data regularization"),
+        evidence="eq. 11; 256 exemplars at each step",
     ),
 }
 

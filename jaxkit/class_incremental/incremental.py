@@ -53,7 +53,7 @@ class View(NamedTuple):
     """What the loss of a phase reads besides the batch.
 
     Attributes:
-      params: of the network.
+      params, variables: of the network, before the step.
       outputs: of the network in training; logits of classes not yet seen are ``AWAY``.
       taught: of the model before the task, as in prediction, its logits among the old classes; None without a teacher.
       task: where in the stream.
@@ -62,6 +62,7 @@ class View(NamedTuple):
     """
 
     params: Params
+    variables: PyTree
     outputs: Outputs
     taught: Outputs | None
     task: Task
@@ -85,8 +86,10 @@ class Phase(NamedTuple):
       gradient: in place of the run's.
       begin: after what every task's begin does.
       end: before exemplars are chosen.
-      later: whether only tasks after the first have it.
+      tasks: which have it: ``all``, the ``first``, or the ``later`` ones.
+      train: whether the network computes as in training; False where the phase trains a correction of it.
       held: the share of rows left to the pool ``validation``.
+      exemplars: whether the task's exemplars are chosen at its end already, for a later phase on exemplars alone.
     """
 
     name: str
@@ -98,8 +101,10 @@ class Phase(NamedTuple):
     gradient: Gradient | None = None
     begin: Hook | None = None
     end: Hook | None = None
-    later: bool = False
+    tasks: str = "all"
+    train: bool = True
     held: float = 0.0
+    exemplars: bool = False
 
 
 class Settings(TypedDict, total=False):
@@ -207,7 +212,7 @@ def plan_of(
     ends: dict[tuple[int, int], Hook] = {}
 
     def closed(number: int, width: int, last: bool) -> Hook | None:
-        if not last:
+        if not last and not phases[number].exemplars:
             return phases[number].end
         if (number, width) not in ends:
             own_end = phases[number].end
@@ -223,9 +228,9 @@ def plan_of(
 
     stages = []
     for task, width in enumerate(stream.sizes):
-        here = [number for number, phase in enumerate(phases) if task or not phase.later]
+        here = [number for number, phase in enumerate(phases) if phase.tasks in ("all", "later" if task else "first")]
         for number in here:
-            name = f"task {task + 1}" + (f": {phases[number].name}" if len(phases) > 1 else "")
+            name = f"task {task + 1}" + (f": {phases[number].name}" if len({p.name for p in phases}) > 1 else "")
             stages.append(
                 Stage(
                     name,
@@ -285,13 +290,13 @@ def learner_of(
 
     def loss(params: Params, state: LossState, batch: Batch, key: Key):
         task, valid = state.extra, batch.get("valid")
-        outputs, variables = network.apply(params, state.variables, batch["x"], train=True, key=key, valid=valid)
+        outputs, variables = network.apply(params, state.variables, batch["x"], train=phase.train, key=key, valid=valid)
         taught = None
         if teacher:
             predict = lambda: network.apply(*task.teacher, batch["x"], train=False, valid=valid)[0]
             nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(predict))
             taught = masked(jax.lax.stop_gradient(jax.lax.cond(task.old > 0, predict, lambda: nothing)), task.old)
-        view = View(params, masked(outputs, task.seen), taught, task, state.step, key)
+        view = View(params, state.variables, masked(outputs, task.seen), taught, task, state.step, key)
         value, metrics = phase.loss(view, batch)
         return value, (state._replace(variables=variables), metrics)
 
@@ -321,9 +326,10 @@ def learner_of(
 
     def predict(state: State, batch: Batch) -> Outputs:
         task = state.extra
-        outputs = masked(learner.predict(state, batch), task.seen)
+        outputs = learner.predict(state, batch)
         distances = nearest_mean(outputs["features"], task.means)
-        return {**outputs, "logits_ncm": among(distances, 0, task.seen)}
+        read_outs = {"logits": outputs["logits"], "logits_ncm": distances}
+        return {name: among(z, 0, task.seen) for name, z in read_outs.items()} | {"features": outputs["features"]}
 
     return Learner(init, learner.update, predict)
 

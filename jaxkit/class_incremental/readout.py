@@ -12,7 +12,8 @@ from jaxkit.losses.vectors import normalize, squared_distances
 AWAY = -1e30
 """The logit of a class that does not take part: its softmax and its gradient are 0, where -inf would give NaN."""
 
-Bound = int | Int[Array, ""]
+Bound = int | Int[Array, "..."]
+"""A number of classes; or one for each row, with an axis for the classes behind."""
 
 
 def among(logits: Float[Array, "*batch classes"], low: Bound, high: Bound) -> Float[Array, "*batch classes"]:

@@ -3,7 +3,7 @@ here.
 """
 
 from jaxkit.learner import Network
-from jaxkit.networks.adapter import Classifier, from_flax
+from jaxkit.networks.adapter import Classifier, from_flax, part_of
 from jaxkit.networks.graph import appnp, gat, gcn, gcnii, jknet, mixhop, ppnp
 from jaxkit.networks.heads import grow_head, new_head, num_classes_of
 from jaxkit.networks.mlp import mlp
@@ -31,6 +31,7 @@ __all__ = [
     "mlp",
     "new_head",
     "num_classes_of",
+    "part_of",
     "ppnp",
     "resnet20",
     "resnet32",

@@ -7,6 +7,7 @@ A module is called as ``module(x, train=..., valid=...)`` and returns a dict wit
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -29,7 +30,8 @@ class Classifier(nn.Module):
     """A backbone ``x -> features [batch, f]`` and a head ``features -> [batch, k]``; both outputs are float32.
 
     Attributes:
-      backbone: called as ``backbone(x, train=..., valid=...)``.
+      backbone: called as ``backbone(x, train=..., valid=...)``; where it has stages, also with ``start=`` and
+        ``stop=``, and then it computes those from ``start`` on and before ``stop`` (``part_of``).
       head: called as ``head(features)``.
       output: the name of what the head gives, ``logits`` or ``mean``.
     """
@@ -38,18 +40,21 @@ class Classifier(nn.Module):
     head: nn.Module
     output: str = "logits"
 
-    def __call__(self, x, train: bool = False, valid=None) -> dict[str, jax.Array]:
-        features = self.backbone(x, train=train, valid=valid).astype(jnp.float32)
+    def __call__(self, x, train: bool = False, valid=None, headless: bool = False, **stages: int):
+        features = self.backbone(x, train=train, valid=valid, **stages).astype(jnp.float32)
+        if headless or stages:
+            return {"features": features}
         return {self.output: self.head(features).astype(jnp.float32), "features": features}
 
 
-def from_flax(module: nn.Module, *, whole: bool = False) -> Network:
+def from_flax(module: nn.Module, *, whole: bool = False, stages: int = 1) -> Network:
     """The Network of a Flax Linen module.
 
     Args:
       module: called as ``module(x, train=bool, valid=bool [batch] or None)``; returns a dict of arrays. It draws its
         randomness (dropout) from the stream ``dropout``.
       whole: whether ``init`` reads the shapes of x as it is, for a graph, whose leaves do not share the leading axis.
+      stages: how many the module has; more than one are told apart by its keywords ``start`` and ``stop``.
 
     Returns:
       ``init(key, x) -> (params, variables)`` reads the shapes of one row of x;
@@ -60,19 +65,19 @@ def from_flax(module: nn.Module, *, whole: bool = False) -> Network:
       UsageError: from ``apply`` when the module draws random numbers and ``key`` is None.
     """
 
-    def init(key: jax.Array, x: Any) -> tuple[Any, Any]:
+    def init(key: jax.Array, x: Any, **part: int) -> tuple[Any, Any]:
         example = x if whole else jax.tree.map(lambda leaf: jnp.asarray(leaf)[:1], x)
-        variables = dict(jax.jit(module.init)({"params": key}, example))
+        variables = dict(jax.jit(functools.partial(module.init, **part))({"params": key}, example))
         params = variables.pop("params", {})
         return jax.tree.map(_strong, params), jax.tree.map(_strong, variables)
 
-    def apply(params, variables, x, *, train: bool = False, key=None, valid=None):
+    def apply(params, variables, x, *, train: bool = False, key=None, valid=None, **part: int):
         inputs = {"params": params, **variables}
         if not train:
-            return module.apply(inputs, x, train=False, valid=valid), variables
+            return module.apply(inputs, x, train=False, valid=valid, **part), variables
         rngs = {} if key is None else {"dropout": key}
         try:
-            outputs, after = module.apply(inputs, x, train=True, valid=valid, rngs=rngs, mutable=list(variables))
+            outputs, after = module.apply(inputs, x, train=True, valid=valid, rngs=rngs, mutable=list(variables), **part)
         except errors.InvalidRngError:
             raise check.UsageError("this network draws random numbers in training (dropout); pass key=") from None
         if valid is not None:
@@ -80,7 +85,28 @@ def from_flax(module: nn.Module, *, whole: bool = False) -> Network:
             after = jax.tree.map(lambda new, old: jnp.where(keep, new, old), dict(after), dict(variables))
         return outputs, {**variables, **after}
 
-    return Network(init, apply)
+    return Network(init, apply, stages)
+
+
+def part_of(network: Network, start: int = 0, stop: int | None = None) -> Network:
+    """The stages of a network from ``start`` on and before ``stop``, without its head: ``x -> features``.
+
+    ``part_of(network)`` is the backbone. ``part_of(network, 0, 2)`` and ``part_of(network, 2)`` after it are the
+    backbone again, each with the parameters of its own stages, as they stand under ``backbone`` in the whole.
+
+    Args:
+      network: of ``jaxkit.networks``, or ``from_flax`` of a ``Classifier``. Its stages are the layers of an MLP, the
+        two convolutions and the dense layer of a ConvNet, the three stages of a ResNet.
+      start, stop: which stages; None is all that are left.
+
+    Raises:
+      UsageError: the network has no such stages.
+    """
+    stop = network.stages if stop is None else stop
+    if not 0 <= start < stop <= network.stages:
+        raise check.UsageError(f"a network of {network.stages} stages has no part from {start} to {stop}")
+    cut = {"headless": True} if (start, stop) == (0, network.stages) else {"start": start, "stop": stop}
+    return Network(functools.partial(network.init, **cut), functools.partial(network.apply, **cut))
 
 
 def _strong(leaf: jax.Array) -> jax.Array:

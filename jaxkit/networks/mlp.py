@@ -25,10 +25,10 @@ class MLPBackbone(nn.Module):
     bias: bool = True
 
     @nn.compact
-    def __call__(self, x, train: bool, valid=None):
+    def __call__(self, x, train: bool, valid=None, start: int = 0, stop: int | None = None):
         x = jnp.asarray(x, self.dtype).reshape(x.shape[0], -1)
         bias = self.bias and self.norm != "batch"
-        for i, width in enumerate(self.hidden):
+        for i, width in list(enumerate(self.hidden))[start:stop]:
             x = nn.Dense(width, bias, dtype=self.dtype, name=f"dense_{i}")(x)
             x = nn.relu(normalization(self.norm, self.dtype, f"norm_{i}", x, train, valid))
             if self.dropout:
@@ -71,4 +71,4 @@ def mlp(
     backbone = MLPBackbone(hidden, norm, float(dropout), compute_dtype(precision), bool(bias))
     if not bias and isinstance(head, str) and check.fold(head) == "linear":
         head = linear(bias=False)
-    return from_flax(Classifier(backbone, make_head(head, num_classes), output))
+    return from_flax(Classifier(backbone, make_head(head, num_classes), output), stages=max(len(hidden), 1))

@@ -23,11 +23,13 @@ class ConvNetBackbone(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, train: bool, valid=None):
+    def __call__(self, x, train: bool, valid=None, start: int = 0, stop: int | None = None):
         x, bias = images(x, self.dtype), self.norm != "batch"
-        for i, width in enumerate((self.width, 2 * self.width)):
+        for i, width in list(enumerate((self.width, 2 * self.width)))[start:stop]:
             x = Conv(width, stride=2, bias=bias, method=self.method, dtype=self.dtype, name=f"conv_{i}")(x)
             x = nn.relu(normalization(self.norm, self.dtype, f"norm_{i}", x, train, valid))
+        if stop is not None and stop <= 2:
+            return x
         x = nn.Dense(4 * self.width, bias, dtype=self.dtype, name="dense")(x.reshape(x.shape[0], -1))
         return nn.relu(normalization(self.norm, self.dtype, "norm_2", x, train, valid))
 
@@ -59,4 +61,4 @@ def convnet(
     width = check.count("width", width)
     norm, method = check.choose("norm", norm, NORMS), check.choose("method", method, CONVOLUTIONS)
     backbone = ConvNetBackbone(width, norm, method, compute_dtype(precision))
-    return from_flax(Classifier(backbone, make_head(head, num_classes)))
+    return from_flax(Classifier(backbone, make_head(head, num_classes)), stages=3)

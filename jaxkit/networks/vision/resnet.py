@@ -49,20 +49,22 @@ class ResNetBackbone(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, train: bool, valid=None):
-        x = Conv(16, 3, 1, 1, method=self.method, dtype=self.dtype, name="conv1")(images(x, self.dtype))
-        x = nn.relu(batch_norm(x, train, valid, name="bn1", dtype=self.dtype))
-        for stage, features in enumerate((16, 32, 64), start=1):
+    def __call__(self, x, train: bool, valid=None, start: int = 0, stop: int | None = None):
+        x = images(x, self.dtype)
+        if start == 0:
+            x = Conv(16, 3, 1, 1, method=self.method, dtype=self.dtype, name="conv1")(x)
+            x = nn.relu(batch_norm(x, train, valid, name="bn1", dtype=self.dtype))
+        for stage, features in list(enumerate((16, 32, 64), start=1))[start:stop]:
             for i in range(self.blocks):
                 stride = 2 if stage > 1 and i == 0 else 1
                 x = Block(features, stride, self.method, self.dtype, name=f"layer{stage}_{i}")(x, train, valid)
-        return x.mean((1, 2), dtype=jnp.float32)
+        return x if stop is not None and stop < 3 else x.mean((1, 2), dtype=jnp.float32)
 
 
 def _resnet(depth: int, num_classes: int, head: str | Head, method: str, precision: str) -> Network:
     method = check.choose("method", method, CONVOLUTIONS)
     backbone = ResNetBackbone((depth - 2) // 6, method, compute_dtype(precision))
-    return from_flax(Classifier(backbone, make_head(head, num_classes)))
+    return from_flax(Classifier(backbone, make_head(head, num_classes)), stages=3)
 
 
 def resnet20(

@@ -1,0 +1,183 @@
+"""The step may not raise the loss on what is remembered of earlier tasks: GEM, A-GEM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float
+
+from jaxkit import check
+from jaxkit.class_incremental import memory as memories
+from jaxkit.class_incremental.baselines import new_classes
+from jaxkit.class_incremental.distilled import Scalar
+from jaxkit.class_incremental.incremental import Phase, Run, Settings, View, make_run, plan_of
+from jaxkit.class_incremental.readout import among
+from jaxkit.learner import Batch, Gradient, Key, Network, Params, Plan, PyTree
+from jaxkit.losses import cross_entropy
+
+SWEEPS = 200
+"""Rounds of coordinate descent for GEM's dual of at most as many variables as there are tasks."""
+
+
+def gem_projection(
+    grad: Float[Array, " params"],
+    memory_grads: Float[Array, "tasks params"],
+    active: Bool[Array, " tasks"] | None = None,
+    margin: Scalar = 0.0,
+) -> Float[Array, " params"]:
+    """The nearest g~ to g with <g~, g_k> >= 0 for every earlier task k: g~ = g + G^T v*.
+
+    v* = argmin_{v >= margin} 1/2 v^T G G^T v + (G g)^T v, by coordinate descent, so on the device. g where no <g, g_k>
+    is negative.
+
+    Args:
+      grad: g, of the batch.
+      memory_grads: G, a row for each earlier task.
+      active: which rows count.
+      margin: least v of a task, 0.5 in the released code of GEM for MNIST. May be traced.
+
+    Source: Lopez-Paz and Ranzato 2017, eq. 8 to 11.
+    """
+    active = jnp.ones((len(memory_grads),), bool) if active is None else active
+    G = jnp.where(active[:, None], memory_grads, 0.0)
+    gram, slope = G @ G.T, G @ grad
+    diagonal = jnp.maximum(jnp.diagonal(gram), 1e-12)
+
+    def sweep(_, v: Array) -> Array:
+        for k in range(len(G)):
+            v = v.at[k].set(jnp.maximum(v[k] - (gram[k] @ v + slope[k]) / diagonal[k], margin))
+        return v
+
+    start = jnp.full((len(G),), margin, grad.dtype)
+    v = jnp.where(active, jax.lax.fori_loop(0, SWEEPS, sweep, start), 0.0)
+    return jnp.where((active & (slope < 0)).any(), grad + G.T @ v, grad)
+
+
+def agem_projection(grad: Float[Array, " params"], memory_grad: Float[Array, " params"]) -> Float[Array, " params"]:
+    """g - (<g, g_ref> / <g_ref, g_ref>) g_ref where <g, g_ref> < 0, else g. (Chaudhry et al. 2019, eq. 11.)"""
+    along = grad @ memory_grad
+    return jnp.where(along < 0, grad - along / jnp.maximum(memory_grad @ memory_grad, 1e-12) * memory_grad, grad)
+
+
+def _projected(project: Callable[[Array, Params, PyTree, Key], Array]) -> Gradient:
+    """``plain`` with its gradient, as one vector, put through ``project(grad, params, (variables, task), key)``."""
+
+    def apply(loss, grad_state, params, carried, batch, key):
+        (value, (after, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, carried, batch, key)
+        flat, back = ravel_pytree(grads)
+        safe = project(flat, params, carried, key)
+        metrics = {"loss": value, "projected": jnp.any(safe != flat), **metrics}
+        return grad_state, back(safe), after, metrics
+
+    return Gradient(lambda params: (), apply)
+
+
+def _memory_grad(network: Network, params: Params, variables: PyTree, rows: Batch, low: Array, high: Array) -> Array:
+    """The gradient, as one vector, of the mean cross-entropy of the valid rows among the classes low..high-1."""
+
+    def objective(params: Params) -> Array:
+        outputs, _ = network.apply(params, variables, rows["x"], train=True, key=rows["key"], valid=rows["valid"])
+        logits = among(outputs["logits"], low[:, None], high[:, None])
+        losses = jnp.where(rows["valid"], cross_entropy(logits, rows["y"]), 0.0)
+        return losses.sum() / jnp.maximum(rows["valid"].sum(), 1)
+
+    return ravel_pytree(jax.grad(objective)(params))[0]
+
+
+def gem(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    *,
+    margin: Scalar = 0.0,
+    **settings: Unpack[Settings],
+) -> Plan:
+    """min CE(z_new) on the task's rows, each step along ``gem_projection``: g_k is the gradient of the cross-entropy of
+    all exemplars of task k among its classes.
+
+    Args:
+      network, optimizer: of every task.
+      margin: of ``gem_projection``. May be traced.
+      settings: see ``Settings``; its ``gradient`` must be left as it is.
+
+    Source: Lopez-Paz and Ranzato 2017, Gradient episodic memory for continual learning, NeurIPS.
+    """
+    check.number("margin", margin, 0.0)
+    run = own_gradient("gem", settings)
+    bounds = jnp.asarray((0, *run.stream.bounds), jnp.int32)
+    earlier = max(run.stream.num_tasks - 1, 1)
+
+    def project(grad, params, carried, key):
+        variables, task = carried
+        label, taken = memories.labels(task.memory)
+        x = memories.read(task.memory, jnp.arange(label.size))
+
+        def one(k: Array, grads: Array) -> Array:
+            low, high = bounds[k], bounds[k + 1]
+            mine = taken & (label >= low) & (label < high)
+            rows = {"x": x, "y": jnp.where(mine, label, low), "valid": mine, "key": key}
+            ends = jnp.full(label.shape, low), jnp.full(label.shape, high)
+            return grads.at[k].set(_memory_grad(network, params, variables, rows, *ends))
+
+        grads = jax.lax.fori_loop(0, task.number, one, jnp.zeros((earlier, grad.size), grad.dtype))
+        return gem_projection(grad, grads, jnp.arange(earlier) < task.number, margin)
+
+    return _plan(network, optimizer, run, project)
+
+
+def agem(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    *,
+    memory_batch: int = 256,
+    **settings: Unpack[Settings],
+) -> Plan:
+    """GEM with one constraint: g_ref is the gradient on ``memory_batch`` exemplars drawn at each step.
+
+    Args:
+      network, optimizer: of every task.
+      memory_batch: exemplars of a step, 256 in the paper.
+      settings: see ``Settings``; its ``gradient`` must be left as it is.
+
+    Source: Chaudhry et al. 2019, Efficient lifelong learning with A-GEM, ICLR.
+    """
+    size = check.count("memory_batch", memory_batch)
+    run = own_gradient("agem", settings)
+    bounds = jnp.asarray((0, *run.stream.bounds), jnp.int32)
+    task_of = jnp.asarray(run.stream.task_of())
+
+    def project(grad, params, carried, key):
+        variables, task = carried
+        label, taken = memories.labels(task.memory)
+        draw_key, key = jax.random.split(key)
+        slots = jax.random.randint(draw_key, (size,), 0, jnp.maximum(taken.sum(), 1))
+        label = label[slots]
+        rows = {"x": memories.read(task.memory, slots), "y": label, "key": key}
+        rows["valid"] = jnp.full((size,), task.number > 0)
+        number = task_of[label]
+        reference = _memory_grad(network, params, variables, rows, bounds[number], bounds[number + 1])
+        return jnp.where(task.number > 0, agem_projection(grad, reference), grad)
+
+    return _plan(network, optimizer, run, project)
+
+
+def own_gradient(name: str, settings: Settings) -> Run:
+    """The run of a method that takes its own gradient, and needs exemplars."""
+    if "gradient" in settings:
+        raise check.UsageError(f"{name} takes its own gradient, which it projects; leave gradient out")
+    run = make_run(**settings)
+    if run.keep.slots(run.stream.num_classes) == 0:
+        raise check.UsageError(f"{name} needs exemplars; take a memory above 0")
+    return run
+
+
+def _plan(network: Network, optimizer: optax.GradientTransformation, run: Run, project: Callable) -> Plan:
+    def loss(view: View, batch: Batch):
+        return new_classes(view, batch), {}
+
+    phase = Phase("train", loss, "new", gradient=_projected(project))
+    return plan_of(network, optimizer, (phase,), run)
