@@ -29,7 +29,7 @@ def one(
 ) -> Case:
     """``class_incremental.<name>`` with the settings ``fixed``, on an MLP with batch normalisation."""
     make = methods.find(f"class_incremental.{name}").method.make
-    network = mlp(4, hidden=(16,), norm="batch")
+    network = mlp(4, hidden=(16, 16), norm="batch")
     stream = make_stream(four_digits()["y"], increment=2)
     return Case(
         f"class_incremental.{name}",
@@ -55,4 +55,13 @@ def cases() -> tuple[Case, ...]:
         one("ewc", swept={"strength": (0.0, 1e5), "most": (1e-6, 1e-3)}),
         one("si", swept={"strength": (0.0, 1.0), "damping": (1e-2, 1.0), "most": (1e-3, 1.0)}),
         one("mas", swept={"strength": (0.0, 1.0), "most": (1e-3, 1.0)}),
+        # The correction has two numbers to learn, on a few rows.
+        one("bic", (0.3, 0.3, 0.0), {"temperature": (1.0, 4.0)}, memory=8),
+        one("lucir", swept={"strength": (0.0, 5.0), "margin": (0.0, 1.0)}, memory=8),
+        one("podnet", (0.3, 0.3, 0.0), {"spatial": (0.0, 5.0), "flat": (0.0, 5.0), "margin": (0.1, 0.9)}, memory=8),
+        one("der", swept={"strength": (0.0, 1.0)}, memory=8),
+        one("memo", swept={"strength": (0.0, 1.0)}, memory=8),
+        one("foster", (0.3, 0.3, 0.1), {**kd, "beta_boosting": (0.0, 0.999), "beta_compression": (0.0, 0.999)}, memory=8),
+        one("gem", swept={"margin": (0.0, 0.5)}, memory=8),
+        one("agem", memory=8),
     )
