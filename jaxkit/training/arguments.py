@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxkit import check
 from jaxkit.data.checks import rows
 from jaxkit.data.sources import epochs
-from jaxkit.learner import Data, HostSource, Learner, Plan, Source, Stage
+from jaxkit.learner import Data, HostSource, Learner, Plan, Source, Stage, State, path_name
 from jaxkit.training.evaluate import Evaluation
 
 BATCH_SIZE = 128
@@ -93,6 +93,21 @@ def by_seed(data: Data, seeds: int | None, evaluation: Evaluation | None) -> lis
                     f"got the shape {list(np.shape(leaf))}"
                 )
     return [jax.tree.map(lambda leaf: leaf[number], data) for number in range(seeds)]
+
+
+def check_state(state: State | None, seeds: int | None) -> State | None:
+    """The state that a run begins with, each of its leaves an array, with an entry for each seed where there are
+    seeds."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        shape = getattr(leaf, "shape", None)
+        if shape is None:
+            raise check.UsageError(f"state/{path_name(path)} must be an array, got {type(leaf).__name__}")
+        if seeds is not None and shape[:1] != (seeds,):
+            raise check.UsageError(
+                f"with seeds={seeds} each leaf of state has a leading axis of {seeds}; state/{path_name(path)} has "
+                f"the shape {list(shape)}"
+            )
+    return state
 
 
 def check_rows(data: Data) -> None:

@@ -73,14 +73,22 @@ def _rebuild(template: PyTree, saved: dict[str, Any]) -> PyTree:
     return jax.tree.unflatten(tree, [one(number, leaf) for number, leaf in enumerate(leaves)])
 
 
+def first_difference(found: list, wanted: list) -> tuple[str, Any, Any] | None:
+    """(path, what is found there, what is wanted) of the first leaf in which two signatures differ."""
+    found_at, wanted_at = ({row[0]: row[1:] for row in rows} for rows in (found, wanted))
+    for path in [*wanted_at, *found_at]:
+        if found_at.get(path) != wanted_at.get(path):
+            return path, found_at.get(path, "absent"), wanted_at.get(path, "absent")
+    return None
+
+
 def _explain(name: str, saved: list, wanted: list) -> str:
     """The first difference between what is on disk and what the plan makes."""
-    on_disk, in_plan = ({row[0]: row[1:] for row in rows} for rows in (saved, wanted))
-    for path in [*in_plan, *on_disk]:
-        if on_disk.get(path) != in_plan.get(path):
-            disk, plan = on_disk.get(path, "absent"), in_plan.get(path, "absent")
-            return f"{name}/{path} is {disk} in the checkpoint and {plan} in this plan"
-    return f"{name}: its leaves stand in another order"
+    difference = first_difference(saved, wanted)
+    if difference is None:
+        return f"{name}: its leaves stand in another order"
+    path, disk, plan = difference
+    return f"{name}/{path} is {disk} in the checkpoint and {plan} in this plan"
 
 
 class Checkpoints:

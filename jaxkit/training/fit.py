@@ -17,7 +17,7 @@ from jaxkit import check
 from jaxkit.learner import Data, HostSource, Learner, Plan, Source, Stage, State
 from jaxkit.training import distributed, history, program
 from jaxkit.training import moment as moments
-from jaxkit.training.arguments import as_plan, by_seed, check_arguments, check_rows
+from jaxkit.training.arguments import as_plan, by_seed, check_arguments, check_rows, check_state
 from jaxkit.training.checkpoints import Checkpoints
 from jaxkit.training.evaluate import Evaluation, compile_evaluation
 from jaxkit.training.history import History
@@ -71,6 +71,7 @@ def fit(
     key: jax.Array | int,
     steps: int,
     source: Source | HostSource | None = None,
+    state: State | None = None,
     mesh: Mesh | None = None,
     rules: Rules = DEFAULT,
     seeds: int | None = None,
@@ -94,6 +95,8 @@ def fit(
       steps: updates in all, split over the stages by their shares.
       source: for a Learner; None is every row once per epoch, 128 a batch. A method that wants another layout (batches
         by environment, pairs of views) says so.
+      state: what the first stage begins with, as a fit before it left it: its begin gets it; without a begin it is gone
+        on from as it is. With seeds its leaves have them as their first axis. None is the start. It stays as it is.
       mesh: from ``make_mesh``; None trains on one device.
       rules: which leaves of State are split how (``training.sharding``).
       seeds: train this many seeds at once; seed i equals a run with ``key=jax.random.fold_in(key, i)``.
@@ -125,7 +128,8 @@ def fit(
         check_rows(one)
     plan = as_plan(learner_or_plan, source, each[0])
     check_arguments(plan, each, steps, seeds, mesh, eval, callbacks, checkpoint_every_s, steps_per_dispatch)
-    layout = Layout(plan, data, as_key(key), mesh, tuple(rules), seeds, tag, per_seed)
+    layout = Layout(plan, data, as_key(key), mesh, tuple(rules), seeds, tag, per_seed, check_state(state, seeds))
+    layout.check_start()
     if mesh is not None:
         _ = layout.batches  # says at once where a batch does not divide over the mesh
     counts = stage_steps(plan, steps)
@@ -184,7 +188,7 @@ class _Run:
         if resume and self.checkpoints is None:
             raise check.UsageError("resume=True needs a workdir")
         if latest is None or self.checkpoints is None:
-            return moments.beginning()
+            return moments.beginning(self.layout.start)
         if not resume:
             raise check.UsageError(
                 f"{self.workdir} already holds a checkpoint of step {latest}; "

@@ -13,8 +13,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxkit.learner import Data, HostSource, Plan, State
+from jaxkit import check
+from jaxkit.learner import Data, HostSource, Plan, Source, State
 from jaxkit.training import program
+from jaxkit.training.checkpoints import first_difference, signature
 from jaxkit.training.keys import Streams, is_key, seed_keys, streams
 from jaxkit.training.program import Carry, Place
 from jaxkit.training.sharding import DEFAULT, Rules, batch_sharding, state_shardings
@@ -49,12 +51,14 @@ class Layout:
         seeds: int | None = None,
         tag: str = "",
         per_seed: bool = False,
+        start: State | None = None,
     ):
         self.per_seed = per_seed
         self.plan, self.key, self.mesh, self.rules, self.seeds = plan, key, mesh, rules, seeds
         self.tag = tag  # what else makes the run this one; compared on resume
         self.whole = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, P())
         self.data = self.put(data)
+        self.start = None if start is None else self.put(start)  # what the first stage begins with
 
     def put(self, tree: PyTree) -> PyTree:
         """Arrays on the one device, or whole on every device of the mesh."""
@@ -87,9 +91,9 @@ class Layout:
 
     @functools.cached_property
     def _first_batch(self) -> PyTree:
-        """A batch for a first stage that is fed by a HostSource and has no begin; None elsewhere."""
+        """A batch for a first stage that is fed by a HostSource and begins with nothing; None elsewhere."""
         stage = self.plan[0]
-        if not isinstance(stage.source, HostSource) or stage.begin is not None:
+        if not isinstance(stage.source, HostSource) or stage.begin is not None or self.start is not None:
             return None
         batches = self.open(0, 0)
         batch = next(batches)
@@ -99,22 +103,58 @@ class Layout:
     def _example(self, number: int) -> PyTree:
         return None if number else self._first_batch
 
+    def _opened(self, number: int, state: State | None) -> Carry:
+        """The shapes of a stage's carry after its begin."""
+        stage = self.plan[number]
+        begin = program.compile_begin(stage.begin, stage.learner, stage.source, self.seeds, None, self.per_seed)
+        state = jax.eval_shape(begin, state, self.data, self.keys(number), self._example(number))
+        if isinstance(stage.source, HostSource):
+            return Carry(state, ())
+        init = program.compile_source_init(stage.source, self.seeds, None, self.per_seed)
+        return Carry(state, jax.eval_shape(init, self.data, self.keys(number)))
+
     @functools.cached_property
     def _chain(self) -> tuple[list[Carry], list[State]]:
-        chain, ends, state = [], [], None
+        chain: list[Carry] = []
+        ends: list[State] = []
+        state = self.start
         for number, stage in enumerate(self.plan):
-            begin = program.compile_begin(stage.begin, stage.learner, stage.source, self.seeds, None, self.per_seed)
-            state = jax.eval_shape(begin, state, self.data, self.keys(number), self._example(number))
-            source_state = ()
-            if not isinstance(stage.source, HostSource):
-                init = program.compile_source_init(stage.source, self.seeds, None, self.per_seed)
-                source_state = jax.eval_shape(init, self.data, self.keys(number))
-            chain.append(Carry(state, source_state))
+            chain.append(self._opened(number, state))
+            state = chain[-1].state
             if stage.end is not None:
                 end = program.compile_end(stage.end, self.seeds, None, self.per_seed)
                 state = jax.eval_shape(end, state, self.data, self.keys(number))
             ends.append(state)
         return chain, ends
+
+    def check_start(self) -> None:
+        """Whether the first stage can go on from the state that is given.
+
+        Raises:
+          UsageError: without a begin, its leaves are not those of the learner; with one, begin or a step does not take
+            it.
+        """
+        if self.start is None:
+            return
+        stage, misfit = self.plan[0], f"state does not fit stage {self.plan[0].name!r}"
+        if stage.begin is None:
+            fresh = Layout(self.plan, self.data, self.key, None, self.rules, self.seeds, per_seed=self.per_seed)
+            wanted = fresh._opened(0, None).state
+            path, found, other = first_difference(signature(self.start), signature(wanted)) or ("", "", "")
+            if path:
+                raise check.UsageError(f"{misfit}: its {path} is {found}, that of the learner is {other}")
+            if jax.tree.structure(self.start) != jax.tree.structure(wanted):
+                raise check.UsageError(f"{misfit}: the learner's is a {type(wanted).__name__} with the same leaves")
+            return
+        try:
+            carry = self._opened(0, self.start)
+            if isinstance(stage.source, Source):  # traced here, not again by the first dispatch
+                jax.eval_shape(self.steps(0), carry, self.data, self.keys(0), np.int32(0), np.int32(1))
+        except check.UsageError:
+            raise
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            why = (str(error).splitlines() or [""])[0]
+            raise check.UsageError(f"{misfit}: {type(error).__name__}: {why}") from None
 
     @property
     def shapes(self) -> list[Carry]:
@@ -189,8 +229,10 @@ class Layout:
         source = self.plan[number].source
         if isinstance(source, HostSource):
             return None
-        data = seed_of(self.data, 0) if self.per_seed else self.data
-        alone = Layout(self.plan, data, self.key, None, self.rules, None) if self.seeds is not None else self
+        alone, data = self, seed_of(self.data, 0) if self.per_seed else self.data
+        if self.seeds is not None:
+            start = None if self.start is None else seed_of(self.start, 0)
+            alone = Layout(self.plan, data, self.key, None, self.rules, None, start=start)
         carry, step = alone.shapes[number], jnp.zeros((), jnp.int32)
         batch = jax.eval_shape(source.next, data, carry.source_state, carry.state, step, alone.keys(number).source)[1]
         if self.mesh is not None:

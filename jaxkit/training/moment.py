@@ -55,9 +55,9 @@ class Moment(NamedTuple):
     best_stage: int
 
 
-def beginning() -> Moment:
-    """Nothing done."""
-    return Moment(0, 0, 0, False, None, (), history.empty(), None, 0)
+def beginning(state: State | None = None) -> Moment:
+    """Nothing done, from a state (a copy of it: the first dispatch takes its arrays) or from none."""
+    return Moment(0, 0, 0, False, None if state is None else _copy(state), (), history.empty(), None, 0)
 
 
 def _copy(state: State) -> State:
