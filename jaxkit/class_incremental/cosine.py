@@ -151,16 +151,18 @@ def lucir(
 
 
 def nca(
-    scores: Float[Array, "*batch classes"], labels: Int[Array, "*batch"], scale: Scalar = 1.0, margin: Scalar = 0.6
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"], margin: Scalar = 0.6
 ) -> Float[Array, "*batch"]:
-    """max(0, log sum_{c != y} exp(eta s_c) - eta (s_y - delta)); classes at ``AWAY`` take no part.
+    """max(0, log sum_{c != y} exp(z_c) - (z_y - delta)) with z_c = eta s_c; classes at ``AWAY`` take no part.
+
+    In the paper eta multiplies delta too. Where it is learnt, as in the released code, that has a minimum at eta < 0
+    while s_y < delta; so the margin is one of the logits, as there.
 
     Source: Douillard et al. 2020, eq. 10.
     """
-    truth = jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
-    others = jnp.where(jnp.arange(scores.shape[-1]) == labels[..., None], AWAY, scores)
-    others = jnp.where(others > AWAY / 2, scale * others, AWAY)
-    return jnp.maximum(jax.nn.logsumexp(others, axis=-1) - scale * (truth - margin), 0.0)
+    truth = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    others = jnp.where(jnp.arange(logits.shape[-1]) == labels[..., None], AWAY, logits)
+    return jnp.maximum(jax.nn.logsumexp(others, axis=-1) - (truth - margin), 0.0)
 
 
 def pod_spatial(student: Float[Array, "batch *map"], teacher: Float[Array, "batch *map"]) -> Float[Array, " batch"]:
@@ -217,8 +219,8 @@ def podnet(
     def loss(view: View, batch: Batch):
         task, outputs, head = view.task, view.outputs, view.params["head"]
         kernel = jnp.where(jnp.arange(classes) < task.old, jax.lax.stop_gradient(head["kernel"]), head["kernel"])
-        scores = among(proxy_scores(outputs["features"], kernel), 0, task.seen)
-        value = batch_mean(nca(scores, batch["y"], head["scale"], margin), batch)
+        scores = among(head["scale"] * proxy_scores(outputs["features"], kernel), 0, task.seen)
+        value = batch_mean(nca(scores, batch["y"], margin), batch)
         pairs = list(zip(outputs["maps"][:-1], view.taught["maps"][:-1], strict=True))
         pooled = sum(batch_mean(pod_spatial(*pair), batch) for pair in pairs) / max(len(pairs), 1)
         moved = batch_mean(cosine_distillation(outputs["features"], view.taught["features"]), batch)
