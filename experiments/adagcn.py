@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import _adagcn_report as report
+from experiments import _adagcn_rows
 from experiments.runner import Cell, Context, Options, Study, choices, run
 from jaxkit import check
 
@@ -286,7 +287,7 @@ STUDY = Study(
     presets=PRESETS,
     cells=cells,
     run_cell=run_cell,
-    rows=report.rows,
+    rows=_adagcn_rows.rows,
     figures=report.figures,
     tables=report.tables,
     remarks=report.remarks,

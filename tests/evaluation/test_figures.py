@@ -83,6 +83,14 @@ def test_curves_show_the_mean_and_name_every_curve():
     assert len(axes.collections) == 2 and axes.get_ylabel() == "accuracy"
 
 
+def test_of_two_runs_each_is_drawn():
+    (axes,) = ev.learning_curves({"mlp": (STEPS, RUNS[:2])}, "accuracy", over="splits").axes
+    assert not axes.collections  # no band
+    for line, run in zip(axes.lines[1:], RUNS[:2], strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), run)
+    assert axes.get_title() == "(mean and each of 2 splits)"
+
+
 @pytest.mark.parametrize(
     "call, words",
     [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import _adagcn_report as report
+from experiments import _adagcn_rows as study_rows
 from experiments import adagcn
 from experiments.runner import Cell, Outcome, run
 from jaxkit.evaluation.table import read_csv
@@ -51,15 +52,15 @@ def finished(files, tmp_path_factory):
 def test_every_weighting_is_a_row_and_one_is_selected(finished):
     rows = [row for row in read_csv(finished / "table.csv") if row.metric == "test accuracy, %"]
     by_method = {row.method: row for row in rows}
-    assert set(by_method) == {report.TITLES[f"adagcn_{name}"] for name in WEIGHTINGS} | {
-        report.TITLES[name] for name in ("selected", "best_hop", "mlp", "sgc", "gcn")
+    assert set(by_method) == {study_rows.TITLES[f"adagcn_{name}"] for name in WEIGHTINGS} | {
+        study_rows.TITLES[name] for name in ("selected", "best_hop", "mlp", "sgc", "gcn")
     }
     assert all(row.n == 2 and 0 <= row.value <= 100 for row in rows)
-    stopping = {row.method: row.value for row in read_csv(finished / "table.csv") if row.metric == report.STOPPING}
+    stopping = {row.method: row.value for row in read_csv(finished / "table.csv") if row.metric == study_rows.STOPPING}
     choice = re.search(r"\(selected: (\w+)\)", rows[0].setting)[1]
-    best = max(WEIGHTINGS, key=lambda name: stopping[report.TITLES[f"adagcn_{name}"]])
-    assert stopping[report.TITLES[f"adagcn_{choice}"]] == stopping[report.TITLES[f"adagcn_{best}"]]
-    assert by_method["AdaGCN, selected"].value == by_method[report.TITLES[f"adagcn_{choice}"]].value
+    best = max(WEIGHTINGS, key=lambda name: stopping[study_rows.TITLES[f"adagcn_{name}"]])
+    assert stopping[study_rows.TITLES[f"adagcn_{choice}"]] == stopping[study_rows.TITLES[f"adagcn_{best}"]]
+    assert by_method["AdaGCN, selected"].value == by_method[study_rows.TITLES[f"adagcn_{choice}"]].value
 
 
 def test_the_tables_count_what_the_programs_hold(finished):
@@ -80,7 +81,7 @@ def test_the_tables_count_what_the_programs_hold(finished):
 def test_accuracy_by_depth_is_of_the_methods_asked_for(finished):
     with (finished / "tables" / "depth.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [line["method"] for line in lines] == [report.TITLES["adagcn_samme_r"], "GCN", "SGC"]
+    assert [line["method"] for line in lines] == [study_rows.TITLES["adagcn_samme_r"], "GCN", "SGC"]
     assert all(line["depth"] == "2" and 0 <= float(line["mean"]) <= 100 for line in lines)
     assert (finished / "figures" / "depth_own_nodes_csv.png").exists()
 
@@ -122,7 +123,7 @@ def test_published_figures_stand_beside_the_selected_row_and_are_never_claimed_f
     config = adagcn.PRESETS["standard"]
     values = [0.85, 0.86, 0.87]
     outcomes = [outcome("samme_r", [0.8] * 3, [0.8] * 3), outcome("official", values, values)]
-    made = {row.method: row for row in report.rows(config, outcomes) if row.metric == "test accuracy, %"}
+    made = {row.method: row for row in study_rows.rows(config, outcomes) if row.metric == "test accuracy, %"}
     assert made["AdaGCN, selected"].published == 85.97 and made["AdaGCN, selected"].verdict == "other setting"
     assert made["AdaGCN, selected"].setting == "cora_ml (selected: official)"
     assert made["AdaGCN, samme_r"].published is None
@@ -166,7 +167,7 @@ def test_weightings_of_other_settings_are_not_compared():
     values = [0.8, 0.81, 0.83]
     other = outcome("uniform", [0.9, 0.91, 0.93], [0.9] * 3)
     other = other._replace(cell=other.cell._replace(options={"labels": 20, "hidden": 5000}))
-    assert report.selected("cora_ml", [outcome("samme_r", values, values), other]) is None
+    assert study_rows.selected("cora_ml", [outcome("samme_r", values, values), other]) is None
     assert report.ablation_rows([outcome("samme_r", values, values), other]) == ()
 
 
