@@ -88,7 +88,7 @@ def test_of_two_runs_each_is_drawn():
     assert not axes.collections  # no band
     for line, run in zip(axes.lines[1:], RUNS[:2], strict=True):
         np.testing.assert_array_equal(line.get_ydata(), run)
-    assert axes.get_title() == "(mean and each of 2 splits)"
+    assert axes.get_title(loc="left") == "(mean and each of 2 splits)"
 
 
 @pytest.mark.parametrize(
