@@ -193,9 +193,9 @@ def plan_of(
         def begin(state: TrainState | None, data: Data, key: Key) -> TrainState:
             fresh = learner.init(key, example_of(data))
             if state is None:
-                state = advanced(fresh, stream)
+                state = advanced(fresh, stream, data)
             else:
-                state = advanced(state, stream)
+                state = advanced(state, stream, data)
                 if teacher:
                     copied = jax.tree.map(jnp.copy, (state.params, state.variables))
                     state = state._replace(extra=state.extra._replace(teacher=copied))
@@ -334,11 +334,15 @@ def learner_of(
     return Learner(init, learner.update, predict)
 
 
-def advanced(state: TrainState, stream: Stream) -> TrainState:
-    """At the next task: its number, and the classes known before and with it."""
+def advanced(state: TrainState, stream: Stream, data: Data) -> TrainState:
+    """At the next task: its number, and the classes known before and with it, which of an open stream are those of the
+    rows at hand."""
     task: Task = state.extra
-    number = jnp.minimum(task.number + 1, stream.num_tasks - 1)
-    seen = jnp.asarray(stream.bounds, jnp.int32)[number]
+    if stream.room is not None:
+        number, seen = task.number + 1, jnp.maximum(task.seen, jnp.max(jnp.asarray(data["y"])).astype(jnp.int32) + 1)
+    else:
+        number = jnp.minimum(task.number + 1, stream.num_tasks - 1)
+        seen = jnp.asarray(stream.bounds, jnp.int32)[number]
     return state._replace(extra=task._replace(number=number, old=task.seen, seen=seen))
 
 

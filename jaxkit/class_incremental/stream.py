@@ -24,16 +24,20 @@ class Stream(NamedTuple):
       bounds: the classes known after each task, for example (2, 4, 6, 8, 10).
       most_rows: at least the training rows of any class.
       mean_rows: training rows of a class on average, by which steps are shared out.
+      room: None where all tasks are known in advance. Else tasks come one at a time, Data has the rows of one task,
+        ``begin`` reads from them which classes are new, and ``room`` classes is what the arrays are made for
+        (``open_stream``).
     """
 
     bounds: tuple[int, ...]
     most_rows: int
     mean_rows: float
+    room: int | None = None
 
     @property
     def num_classes(self) -> int:
-        """C, the classes of all tasks."""
-        return self.bounds[-1]
+        """C, the classes of all tasks, or those for which there is room."""
+        return self.bounds[-1] if self.room is None else self.room
 
     @property
     def num_tasks(self) -> int:
@@ -46,8 +50,9 @@ class Stream(NamedTuple):
         return tuple(int(n) for n in np.diff((0, *self.bounds)))
 
     def task_of(self) -> np.ndarray:
-        """The task of each class, int32 [C]."""
-        return np.repeat(np.arange(self.num_tasks, dtype=np.int32), self.sizes)
+        """The task of each class, int32 [C]; of a class not yet known the last one."""
+        known = np.repeat(np.arange(self.num_tasks, dtype=np.int32), self.sizes)
+        return np.pad(known, (0, self.num_classes - known.size), constant_values=self.num_tasks - 1)
 
 
 def class_order(num_classes: int, seed: int = SURVEY_SEED) -> np.ndarray:
@@ -85,6 +90,31 @@ def make_stream(labels: Any, increment: int, base: int = 0) -> Stream:
     """
     counts = class_counts(labels)
     return Stream(bounds_of(counts.size, increment, base), int(counts.max()), float(counts.mean()))
+
+
+def open_stream(known: tuple[int, ...], counts: Any, room: int, num_tasks: int = 0) -> Stream:
+    """The stream of which one task is at hand, the next after those with the bounds ``known``.
+
+    Args:
+      known: the classes known after each task so far; () before the first.
+      counts: the training rows of each new class, [new classes].
+      room: the classes for which the arrays have room.
+      num_tasks: the tasks for which a method that has arrays by task has room; 0: no more than there are.
+
+    Returns:
+      A stream whose task ``len(known)`` is the one at hand; bounds after it repeat its own.
+
+    Raises:
+      UsageError: no room for the task.
+    """
+    counts = np.asarray(counts)
+    seen = (known[-1] if known else 0) + check.count("new classes", counts.size)
+    if seen > room:
+        raise check.UsageError(f"there is room for {room} classes, and with this task there are {seen}")
+    if num_tasks and len(known) >= num_tasks:
+        raise check.UsageError(f"there is room for {num_tasks} tasks, and this is task {len(known) + 1}")
+    bounds = (*known, *[seen] * (max(num_tasks, len(known) + 1) - len(known)))
+    return Stream(bounds, int(counts.max()), float(counts.mean()), room)
 
 
 def class_counts(labels: Any, num_classes: int | None = None) -> np.ndarray:

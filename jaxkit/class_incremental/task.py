@@ -160,6 +160,6 @@ def pool_source(
                 f"data['y'] must be places in a stream of {stream.num_classes} classes, got "
                 f"{labels.min()}..{labels.max()}"
             )
-        memories.check_rows(keep, data, stream.bounds)
+        memories.check_rows(keep, data, stream.bounds if stream.room is None else (stream.room,))
 
     return Source(lambda data, key: grouped(data["y"], stream.num_classes), next_, example, validate=validate)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxkit.check import UsageError
 from jaxkit.class_incremental import bounds_of, class_order, in_order, make_stream
-from jaxkit.class_incremental.stream import class_counts
+from jaxkit.class_incremental.stream import class_counts, open_stream
 
 
 def test_the_order_of_the_survey():
@@ -62,3 +62,15 @@ def test_labels_become_places():
 def test_bad_input(call, message):
     with pytest.raises(UsageError, match=message):
         call()
+
+
+def test_an_open_stream_has_one_task_at_hand():
+    stream = open_stream((4, 6), [10, 20], 16, num_tasks=5)
+    assert stream.bounds == (4, 6, 8, 8, 8) and stream.sizes == (4, 2, 2, 0, 0)
+    assert (stream.num_classes, stream.num_tasks, stream.most_rows, stream.mean_rows) == (16, 5, 20, 15.0)
+    assert stream.task_of().tolist() == [0] * 4 + [1] * 2 + [2] * 2 + [4] * 8
+    assert open_stream((), [3], 1).bounds == (1,) and open_stream((2,), [3, 3], 4).bounds == (2, 4)
+    with pytest.raises(UsageError, match="room for 16 classes, and with this task there are 17"):
+        open_stream((15,), [1, 1], 16)
+    with pytest.raises(UsageError, match="room for 2 tasks, and this is task 3"):
+        open_stream((1, 2), [1], 16, num_tasks=2)
