@@ -86,6 +86,7 @@ class Phase(NamedTuple):
       gradient: in place of the run's.
       begin: after what every task's begin does.
       end: before exemplars are chosen.
+      after: after they are, with the new memory in the state, for what a method keeps beside each exemplar.
       tasks: which have it: ``all``, the ``first``, or the ``later`` ones.
       train: whether the network computes as in training; False where the phase trains a correction of it.
       held: the share of rows left to the pool ``validation``.
@@ -101,6 +102,7 @@ class Phase(NamedTuple):
     gradient: Gradient | None = None
     begin: Hook | None = None
     end: Hook | None = None
+    after: Hook | None = None
     tasks: str = "all"
     train: bool = True
     held: float = 0.0
@@ -215,13 +217,15 @@ def plan_of(
         if not last and not phases[number].exemplars:
             return phases[number].end
         if (number, width) not in ends:
-            own_end = phases[number].end
+            own_end, after = phases[number].end, phases[number].after
 
             def end(state: TrainState, data: Data, key: Key) -> TrainState:
                 state = state if own_end is None else own_end(state, data, key)
                 if phases[number].pool == "all":
-                    return with_means_of_all(state, data, learners[number], run)
-                return remembered(state, data, learners[number], run, width)
+                    state = with_means_of_all(state, data, learners[number], run)
+                else:
+                    state = remembered(state, data, learners[number], run, width)
+                return state if after is None else after(state, data, key)
 
             ends[number, width] = end
         return ends[number, width]
@@ -402,9 +406,7 @@ def remembered(state: TrainState, data: Data, learner: Learner, run: Run, width:
     quota = run.keep.quota(task.seen)
     have = jnp.where(place < task.old, task.memory.counts, jnp.where(place < task.seen, groups.counts, 0))
     counts = jnp.minimum(have, quota).astype(jnp.int32)
-    picked = jax.lax.map(
-        lambda one: herding(one[0], quota, one[1]), (flat.reshape(*rows.shape, flat.shape[-1]), there)
-    )
+    picked = jax.lax.map(lambda one: herding(one[0], quota, one[1]), (flat.reshape(*rows.shape, flat.shape[-1]), there))
     chosen = jnp.take_along_axis(rows, picked, axis=1)
     memory = memories.remember(task.memory, counts, data, chosen, task.old)
     label, taken = memories.labels(memory)
