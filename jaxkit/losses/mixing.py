@@ -40,6 +40,16 @@ def partners(key: Array, rows: int, valid: Bool[Array, " batch"] | None = None) 
     return jnp.arange(rows).at[order].set(jnp.where(valid[order], drawn, order))
 
 
+def beta_share(key: Array, alpha: float | int | Array) -> Float[Array, ""]:
+    """lambda ~ Beta(alpha, alpha).
+
+    XLA may not fold alpha into the sampler's constants: what it folds depends on the program around, and the last bit
+    of lambda with it, so that the seeds of one run would differ from runs of each seed.
+    """
+    alpha = jax.lax.optimization_barrier(jnp.asarray(alpha, jnp.float32))
+    return jax.random.beta(key, alpha, alpha).astype(jnp.float32)
+
+
 def mixup(
     key: Array,
     x: Float[Array, " batch *shape"],
@@ -63,7 +73,7 @@ def mixup(
     """
     check.positive("alpha", alpha)
     key_share, key_order = jax.random.split(key)
-    share = jax.random.beta(key_share, alpha, alpha).astype(jnp.float32)
+    share = beta_share(key_share, alpha)
     other = partners(key_order, len(x), valid)
     mixed = (share * x + (1.0 - share) * x[other]).astype(x.dtype)
     return _finish(x, mixed, labels, other, share, valid)
@@ -96,7 +106,7 @@ def cutmix(
     check.positive("alpha", alpha)
     key_share, key_order, key_y, key_x = jax.random.split(key, 4)
     height, width = x.shape[1:3]
-    side = jnp.sqrt(1.0 - jax.random.beta(key_share, alpha, alpha))
+    side = jnp.sqrt(1.0 - beta_share(key_share, alpha))
 
     def span(key, length):
         centre, half = jax.random.randint(key, (), 0, length), jnp.floor(length * side).astype(jnp.int32) // 2

@@ -133,10 +133,8 @@ def _mixed(
     """Minimise the loss of mixed rows, their labels mixed by ``label_share``."""
 
     def loss(params, state, batch, key):
-        mixed = losses.mixup(
-            jax.random.fold_in(key, 1), mixable(batch["x"]), jnp.arange(len(batch["y"])), alpha=opaque(alpha),
-            valid=batch.get("valid"),
-        )  # fmt: skip
+        rows, mix_key = jnp.arange(len(batch["y"])), jax.random.fold_in(key, 1)
+        mixed = losses.mixup(mix_key, mixable(batch["x"]), rows, alpha=alpha, valid=batch.get("valid"))
         seen = {**batch, "x": mixed.x}
         outputs, variables = loss_methods.applied(network, params, state.variables, seen, key, counts)
         own, other = batch["y"], batch["y"][mixed.second]
@@ -163,15 +161,6 @@ def mixed_mean(
     values = share * own_weight * row_loss(logits, own, counts)
     values = values + (1.0 - share) * other_weight * row_loss(logits, other, counts)
     return batch_mean(values, {"valid": batch["valid"]} if "valid" in batch else {})
-
-
-def opaque(alpha: Scalar) -> Array:
-    """alpha as a value that XLA does not fold into the constants of the sampler of Beta(alpha, alpha).
-
-    What it folds depends on the program around, and a share of the last bit with it: the seeds of one run would differ
-    from runs of each seed.
-    """
-    return jax.lax.optimization_barrier(jnp.asarray(alpha, jnp.float32))
 
 
 def mixable(x: Array) -> Array:

@@ -13,11 +13,12 @@ from jaxkit import check
 from jaxkit.data import epochs, pair
 from jaxkit.learner import Gradient, Key, Network, Plan, Stage, from_loss, plain
 from jaxkit.long_tailed import loss_methods
-from jaxkit.long_tailed.augmentation.mixing import mixable, mixed_mean, opaque
+from jaxkit.long_tailed.augmentation.mixing import mixable, mixed_mean
 from jaxkit.long_tailed.counts import Counts, Scalar, check_counts
 from jaxkit.long_tailed.decoupled import ClassLoss, checked
 from jaxkit.long_tailed.losses import softmax
 from jaxkit.long_tailed.samplers import by_class_weight, power_weights
+from jaxkit.losses.mixing import beta_share
 
 
 def box(key: Key, share: Array, height: int, width: int) -> Bool[Array, "height width"]:
@@ -87,7 +88,7 @@ def cmo(
     def objective(params, state, batch, key):
         x, second = _pictures(batch["x"]), loss_methods.second_of(batch, "cmo", "jaxkit.data.pair")
         key_share, key_box, key_when = jax.random.split(jax.random.fold_in(key, 1), 3)
-        share = jax.random.beta(key_share, opaque(alpha), opaque(alpha))
+        share = beta_share(key_share, alpha)
         pasted = box(key_box, share, *x.shape[1:3]) & jax.random.bernoulli(key_when, probability)
         covered = jnp.broadcast_to(pasted, (len(x), *pasted.shape))
         if "valid" in second:
