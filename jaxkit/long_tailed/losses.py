@@ -29,7 +29,7 @@ from jaxkit.long_tailed.counts import (
     concrete,
     log_prior,
 )
-from jaxkit.losses import cross_entropy
+from jaxkit.losses import balanced_cross_entropy, cross_entropy
 
 Rows = Float[Array, "*batch"]
 ClassWeights = Float[Array, " classes"]
@@ -257,7 +257,8 @@ def balanced_softmax(logits: Logits, labels: Labels, class_counts: Counts) -> Ro
 
     Source: Ren et al. 2020, Balanced meta-softmax for long-tailed visual recognition, theorem 1.
     """
-    return logit_adjusted(logits, labels, class_counts)
+    logits, labels = _check(logits, labels, class_counts)
+    return balanced_cross_entropy(jnp.asarray(logits), jnp.asarray(labels), check_counts(class_counts))
 
 
 def vector_scaling(

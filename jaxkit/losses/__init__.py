@@ -6,7 +6,13 @@ rows of a batch with each other take ``valid``; rows that are not valid are neit
 lose nothing.
 """
 
-from jaxkit.losses.classification import binary_cross_entropy, cross_entropy, soft_cross_entropy, squared_error
+from jaxkit.losses.classification import (
+    balanced_cross_entropy,
+    binary_cross_entropy,
+    cross_entropy,
+    soft_cross_entropy,
+    squared_error,
+)
 from jaxkit.losses.contrastive import nt_xent, supervised_contrastive
 from jaxkit.losses.distillation import cosine_distillation, feature_distillation, kd
 from jaxkit.losses.mixing import Mixed, cutmix, mixed_loss, mixup
@@ -14,6 +20,7 @@ from jaxkit.losses.regularisers import centre, coral, entropy, l2, mmd
 
 __all__ = [
     "Mixed",
+    "balanced_cross_entropy",
     "binary_cross_entropy",
     "centre",
     "coral",

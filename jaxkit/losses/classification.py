@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from jaxkit import check
+
+ABSENT = -1e30
+"""The logit of a class that takes no part; with -inf its gradient would be NaN."""
 
 
 def cross_entropy(
@@ -32,6 +35,26 @@ def cross_entropy(
     if isinstance(smoothing, (int, float)) and smoothing == 0:
         return -picked
     return -(1.0 - smoothing) * picked - smoothing * log_p.mean(-1)
+
+
+def balanced_cross_entropy(
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"], class_counts: Num[Array, " classes"]
+) -> Float[Array, "*batch"]:
+    """-log( n_y e^{z_y} / sum_c n_c e^{z_c} ), the cross-entropy of z + log pi with the prior pi = n / sum n.
+
+    A class without rows takes no part, so that classes yet to come may stand in the same logits.
+
+    Args:
+      logits: z.
+      labels: y, of classes with rows.
+      class_counts: n; only their ratios count. May be traced.
+
+    Source: Ren et al. 2020, Balanced meta-softmax for long-tailed visual recognition, theorem 1.
+    """
+    counts = jnp.asarray(class_counts, jnp.float32)
+    there = counts > 0
+    log_prior = jnp.log(jnp.where(there, counts, 1.0)) - jnp.log(counts.sum())
+    return cross_entropy(jnp.where(there, logits + log_prior, ABSENT), labels)
 
 
 def soft_cross_entropy(

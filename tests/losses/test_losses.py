@@ -72,6 +72,16 @@ KL = stats.entropy(special.softmax(T / 3.0, -1), special.softmax(Z / 3.0, -1), a
 CASES = {
     "cross_entropy": (losses.cross_entropy, (Z, Y), smoothed(0.0)),
     "smoothing": (lambda z, y: losses.cross_entropy(z, y, smoothing=0.1), (Z, Y), smoothed(0.1)),
+    "balanced": (
+        lambda z, y: losses.balanced_cross_entropy(z, y, jnp.array([8, 2, 1, 5])),
+        (Z, Y),
+        -np.log((np.array([8, 2, 1, 5]) * np.exp(Z))[np.arange(6), Y] / (np.array([8, 2, 1, 5]) * np.exp(Z)).sum(1)),
+    ),
+    "balanced, absent": (  # class 2, of which row 5 is taken to be of class 0
+        lambda z, y: losses.balanced_cross_entropy(z, jnp.where(y == 2, 0, y), jnp.array([8, 2, 0, 5])),
+        (Z, Y),
+        -log_softmax(Z[:, [0, 1, 3]] + np.log([8, 2, 5]))[np.arange(6), [0, 1, 1, 2, 0, 0]],
+    ),
     "soft": (losses.soft_cross_entropy, (Z, SOFT), -(SOFT * log_softmax(Z)).sum(1)),
     "binary": (losses.binary_cross_entropy, (Z, SOFT), optax.sigmoid_binary_cross_entropy(Z, SOFT)),
     "squared": (losses.squared_error, (Z, T), np.mean((Z - T) ** 2, 1)),
@@ -116,6 +126,7 @@ class Values(chex.TestCase):
         ("entropy", (1e4 * Z,)),
         ("kd", (1e4 * Z, 1e4 * T)),
         ("cross_entropy", (1e4 * Z, Y)),
+        ("balanced, absent", (1e4 * Z, Y)),
         ("binary", (1e4 * Z, SOFT)),
     ],
 )
