@@ -44,9 +44,14 @@ from jaxkit.learner import (
     plain,
     split_params,
 )
+from jaxkit.losses import cross_entropy
 from jaxkit.training import predict_all
 
 Hook = Callable[[TrainState, Data, Key], TrainState]
+
+Quota = Callable[[Task, Array, Array], Array]
+"""``(task, rows at hand of each class [C], mean cross-entropy of each new class [C]) -> exemplars of each class [C]``,
+at the end of a task; for a class at most the rows at hand are kept, and together no more than the memory has slots."""
 
 
 class View(NamedTuple):
@@ -118,6 +123,7 @@ class Settings(TypedDict, total=False):
       batch_size: rows of a step (128).
       augment: ``(x, key) -> x`` on the rows of a batch.
       gradient: how gradients are taken.
+      quota: how many exemplars of each class are kept in the slots of ``memory``; None: of all classes alike.
     """
 
     stream: Required[Stream]
@@ -125,6 +131,7 @@ class Settings(TypedDict, total=False):
     batch_size: int
     augment: Transform | None
     gradient: Gradient
+    quota: Quota | None
 
 
 class Run(NamedTuple):
@@ -135,6 +142,7 @@ class Run(NamedTuple):
     batch_size: int
     augment: Transform | None
     gradient: Gradient
+    quota: Quota | None = None
 
 
 def make_run(
@@ -143,6 +151,7 @@ def make_run(
     batch_size: int = 128,
     augment: Transform | None = None,
     gradient: Gradient = plain,
+    quota: Quota | None = None,
     **unknown: Any,
 ) -> Run:
     """The settings of a run, see ``Settings``.
@@ -157,7 +166,7 @@ def make_run(
             f"stream must come from class_incremental.make_stream(labels, increment), got {type(stream).__name__}"
         )
     keep = memories.check_keep(memories.make_keep(memory), stream)
-    return Run(stream, keep, check.count("batch_size", batch_size), augment, gradient)
+    return Run(stream, keep, check.count("batch_size", batch_size), augment, gradient, quota)
 
 
 def plan_of(
@@ -396,20 +405,33 @@ def remembered(state: TrainState, data: Data, learner: Learner, run: Run, width:
     groups = grouped(data["y"], classes)
     rows, there = rows_of_new(groups, task.old, width, run.stream.most_rows)
     features = lambda x: predict_all(learner.predict, state, x)["features"]
-    flat = features(jnp.asarray(data["x"])[rows.reshape(-1)])
+    outputs = predict_all(learner.predict, state, jnp.asarray(data["x"])[rows.reshape(-1)])
+    flat = outputs["features"]
     place = jnp.arange(classes)
     if not isinstance(task.memory, Memory):
         label = jnp.repeat(task.old + jnp.arange(width, dtype=jnp.int32), rows.shape[1])
         means = class_means(flat, jnp.minimum(label, classes - 1), classes, there.reshape(-1))
         new = (place >= task.old) & (place < task.seen)
         return state._replace(extra=task._replace(means=jnp.where(new[:, None], means, task.means)))
-    quota = run.keep.quota(task.seen)
     have = jnp.where(place < task.old, task.memory.counts, jnp.where(place < task.seen, groups.counts, 0))
+    quota = run.keep.quota(task.seen)
+    if run.quota is not None:
+        quota = run.quota(task, have, losses_of_new(outputs["logits"], there, task.old))
     counts = jnp.minimum(have, quota).astype(jnp.int32)
-    picked = jax.lax.map(lambda one: herding(one[0], quota, one[1]), (flat.reshape(*rows.shape, flat.shape[-1]), there))
+    most = jnp.max(jnp.asarray(quota))
+    picked = jax.lax.map(lambda one: herding(one[0], most, one[1]), (flat.reshape(*rows.shape, flat.shape[-1]), there))
     chosen = jnp.take_along_axis(rows, picked, axis=1)
     memory = memories.remember(task.memory, counts, data, chosen, task.old)
     label, taken = memories.labels(memory)
     x = memories.read(memory, jnp.arange(label.size))
     means = class_means(features(x), label, classes, taken)
     return state._replace(extra=task._replace(memory=memory, means=means))
+
+
+def losses_of_new(logits: Array, there: Array, old: Array) -> Array:
+    """The mean cross-entropy of each new class, [C] and 0 for other classes, from logits of rows laid out as ``there``
+    [new classes, rows of each]."""
+    label = old + jnp.arange(len(there), dtype=jnp.int32)
+    losses = cross_entropy(logits.reshape(*there.shape, -1), jnp.broadcast_to(label[:, None], there.shape))
+    means = jnp.where(there, losses, 0.0).sum(1) / jnp.maximum(there.sum(1), 1)
+    return jnp.zeros((logits.shape[-1],), jnp.float32).at[label].set(means, mode="drop")
