@@ -11,6 +11,7 @@ from jaxkit.networks.registry import NETWORKS, Record, make
 from jaxkit.networks.vision.convnet import convnet
 from jaxkit.networks.vision.efficientnet import efficientnet_lite0
 from jaxkit.networks.vision.resnet import resnet20, resnet32
+from jaxkit.networks.vision.vit import vit
 
 __all__ = [
     "NETWORKS",
@@ -35,4 +36,5 @@ __all__ = [
     "ppnp",
     "resnet20",
     "resnet32",
+    "vit",
 ]

@@ -13,6 +13,7 @@ from jaxkit.networks.mlp import mlp
 from jaxkit.networks.vision.convnet import convnet
 from jaxkit.networks.vision.efficientnet import efficientnet_lite0
 from jaxkit.networks.vision.resnet import resnet20, resnet32
+from jaxkit.networks.vision.vit import vit
 
 
 class Record(NamedTuple):
@@ -45,6 +46,7 @@ NETWORKS: dict[str, Record] = {
         "[batch, 224, 224, 3]",
         ("vision", "inverted residual", "pretrained"),
     ),
+    "vit": Record(vit, "Vision transformer (Dosovitskiy et al. 2021)", _IMAGES, ("vision", "attention", "small")),
     "gcn": Record(gcn, "Graph convolutional network (Kipf and Welling 2017)", _NODES, ("graph", "convolution")),
     "gat": Record(gat, "Graph attention network (Velickovic et al. 2018)", _NODES, ("graph", "attention")),
     "appnp": Record(appnp, "APPNP (Gasteiger et al. 2019)", _NODES, ("graph", "propagation")),

@@ -1,1 +1,1 @@
-"""Networks that see: a small ConvNet, the CIFAR ResNets, EfficientNet-Lite0."""
+"""Networks that see: a small ConvNet, the CIFAR ResNets, EfficientNet-Lite0, a vision transformer."""
