@@ -45,7 +45,10 @@ class Subject:
     def __init__(self, case: Case):
         self.case, self.data, self.key = case, case.data(), jax.random.key(11)
         self.traces = 0
-        self.plan = tuple(stage._replace(learner=self._counted(stage.learner)) for stage in plan_of(case))
+        plan = plan_of(case)
+        # Stages that share a learner still do.
+        counted = {learner: self._counted(learner) for learner in {stage.learner for stage in plan}}
+        self.plan = tuple(stage._replace(learner=counted[stage.learner]) for stage in plan)
 
     def _counted(self, learner: Learner) -> Learner:
         def update(state, batch, key):
@@ -84,9 +87,9 @@ class Subject:
         return found
 
     def updater(self, stage: Stage) -> Callable:
-        """The stage's update, compiled once for each layout of a batch."""
+        """The stage's update, compiled once for each learner and layout of a batch."""
         cache = self.__dict__.setdefault("_updaters", {})
-        return cache.setdefault(stage.name, jax.jit(stage.learner.update))
+        return cache.setdefault(stage.learner, jax.jit(stage.learner.update))
 
 
 def plan_of(case: Case, **settings: Any) -> Plan:
