@@ -30,8 +30,9 @@ PICTURES = ("cmo",)
 """Methods that paste one picture into another."""
 GROUPED = ("lfme", "reslt")
 """Methods that form groups of classes; on the balanced twin, where all counts are equal, by rank."""
-SMALL = {"paco": {"dim": 32, "queue_size": 256, "key_momentum": 0.99}}
-"""Settings for some hundreds of rows and steps."""
+SMALL = {"paco": {"dim": 32, "queue_size": 256, "key_momentum": 0.99, "alpha": 0.003}}
+"""Settings for ten classes, some hundreds of rows and steps. The weight of a centre is 1 / (1 + alpha n) for a row with
+n positives; alpha makes alpha n of the largest class what it is for CIFAR-100-LT in the released code, about 0.5."""
 UNIFORM = ("balanced_softmax", "logit_adjusted", "lade", "logit_adjustment", "uno_ic")
 """Rows whose logits are for a uniform prior, so that ``for_prior`` turns them to a known one."""
 NO_PROBABILITIES = ("ncm",)

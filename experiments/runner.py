@@ -215,8 +215,9 @@ def _one(study: Study, config: Any, folder: Path, cell: Cell, number: str, reaso
     A cell that diverged is a missing one whose checkpoints are kept. ``reasons`` has the label of the first cell that
     each reason was printed for, because one data set that is not there is missing for many cells.
     """
-    from jaxkit.training import NonFiniteError
+    from jaxkit.training import NonFiniteError, release_programs
 
+    release_programs()  # a grid of many methods would come to the limit of a process
     name = run_folder.cell_id(study.name, cell)
     record, workdir = folder / "cells" / f"{name}.json", folder / "cells" / name
     if not config.resume:

@@ -5,7 +5,6 @@ that sharded code is tested everywhere.
 """
 
 import faulthandler
-import gc
 import os
 import re
 import sys
@@ -47,21 +46,16 @@ def pytest_configure(config: pytest.Config) -> None:
     install_import_hook(["jaxkit"], "annotations.checked")
 
 
-MAPPINGS = Path("/proc/self/maps")
-MANY_MAPPINGS = 25_000  # Linux allows a process 65,530; every compiled program has some, and at the limit XLA crashes
-TESTS_BETWEEN_COUNTS = 5  # a test of the conformance's second tier makes some 4,000
+TESTS_BETWEEN_LOOKS = 5  # a test of the conformance's second tier makes some 4,000 memory mappings
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Let go of the compiled programs when there are many: thousands of tests share a process."""
+    """Thousands of tests share a process: let go of the compiled programs when there are too many."""
     finished = item.config.stash[FINISHED] = item.config.stash.get(FINISHED, 0) + 1
-    if nextitem is None or finished % TESTS_BETWEEN_COUNTS or not MAPPINGS.exists():
-        return
-    if MAPPINGS.read_bytes().count(b"\n") > MANY_MAPPINGS:
-        import jax
+    if nextitem is not None and finished % TESTS_BETWEEN_LOOKS == 0 and "jax" in sys.modules:
+        from jaxkit.training import release_programs
 
-        jax.clear_caches()
-        gc.collect()
+        release_programs()
 
 
 def _data_folder() -> Path | None:

@@ -1,5 +1,6 @@
 """The sharded trainer: ``fit``, meshes and rules, checkpoints, optimizers, what a run measured."""
 
+from jaxkit.training.compiled import release_programs
 from jaxkit.training.distributed import initialize
 from jaxkit.training.evaluate import Evaluation, predict_all
 from jaxkit.training.fit import Event, Fit, NonFiniteError, fit
@@ -26,6 +27,7 @@ __all__ = [
     "make_mesh",
     "optimizer",
     "predict_all",
+    "release_programs",
     "replicate",
     "seed_keys",
     "state_shardings",
