@@ -7,6 +7,7 @@ import hashlib
 import html
 import inspect
 import io
+import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,7 +201,7 @@ def train(
     net = network if isinstance(network, Network) else networks.make(network, num_classes=outputs)
     is_optax = isinstance(optimizer, optax.GradientTransformation)
     descent = optimizer if is_optax else training.optimizer(optimizer, learning_rate)
-    chosen = _settings(name, found.make, settings, arrays, task)
+    chosen = _settings(name, found.make, settings, arrays, task, batch_size)
     made = found.make(net, descent, **chosen)
     source = for_layout(found.layout, batch_size, arrays) if isinstance(made, Learner) else None
     measure = evaluation.regression if regression else evaluation.classification
@@ -362,21 +363,32 @@ def _text(value: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _settings(name: str, make: Any, given: dict[str, Any], arrays: Data, task: Task) -> dict[str, Any]:
-    """The method's settings: those given, and the numbers it asks for that the data answers."""
+def _required(make: Any) -> dict[str, bool]:
+    """A method's settings, and whether each must be given: keyword-only parameters, and the keys of the typed dict of
+    its ``**settings: Unpack[...]``."""
     parameters = inspect.signature(make).parameters.values()
-    known = {one.name: one for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    known = {one.name: one.default is one.empty for one in parameters if one.kind is one.KEYWORD_ONLY}
+    for one in parameters:
+        if one.kind is one.VAR_KEYWORD:
+            (shared,) = typing.get_args(typing.get_type_hints(make)[one.name])
+            known |= {word: word in shared.__required_keys__ for word in shared.__annotations__}
+    return known
+
+
+def _settings(name: str, make: Any, given: dict[str, Any], arrays: Data, task: Task, batch_size: int) -> dict[str, Any]:
+    """The method's settings: those given, and the numbers it asks for that the data answers."""
+    known = _required(make)
     chosen = {check.choose(f"setting of {name}", word, known): value for word, value in given.items()}
-    answers = {}
+    answers = {"batch_size": lambda: min(batch_size, rows(arrays))}
     if not task.regression:
         answers["num_classes"] = lambda: task.outputs
         answers["class_counts"] = lambda: np.bincount(arrays["y"], minlength=task.outputs).astype(np.float32)
     if "env" in arrays:
         answers["num_envs"] = lambda: int(arrays["env"].max()) + 1
-    for word, parameter in known.items():
+    for word, required in known.items():
         if word not in chosen and word in answers:
             chosen[word] = answers[word]()
-        elif word not in chosen and parameter.default is inspect.Parameter.empty:
+        elif word not in chosen and required:
             hint = "give environments by data=(x, y, env)" if word == "num_envs" else f"pass {word}=..."
             raise check.UsageError(f"{name} needs {word}; {hint}")
     return chosen

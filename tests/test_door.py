@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typing
+
 import matplotlib.figure
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import jaxkit
 import jaxkit.networks
 import jaxkit.supervised
 from jaxkit import check, door, methods
+from jaxkit.methods import find
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,31 @@ def test_a_method_that_asks_for_numbers_gets_them_from_the_data(monkeypatch):
     assert asked == {"num_classes": 3, "class_counts": [8, 16, 24], "num_envs": 4}
     with pytest.raises(check.UsageError, match="needs num_envs; give environments by"):
         jaxkit.train("curious", (x, y), steps=1, progress=False)
+
+
+class Shared(typing.TypedDict, total=False):
+    stream: typing.Required[int]
+    memory: int
+
+
+def test_a_plan_gets_the_size_of_its_batches_and_shared_settings(monkeypatch):
+    asked = {}
+
+    def make(network, optimizer, *, batch_size=128, **settings: typing.Unpack[Shared]):
+        asked.update(settings, batch_size=batch_size)
+        learner = jaxkit.supervised.erm(network, optimizer)
+        return (jaxkit.learner.Stage("train", learner, jaxkit.data.epochs(batch_size)),)
+
+    monkeypatch.setattr(
+        methods, "find", lambda name: methods.Found("part.shared", find("erm").method._replace(make=make))
+    )
+    data = np.zeros((60, 2), np.float32), np.arange(60) % 3
+    jaxkit.train("shared", data, steps=1, batch_size=16, stream=1, progress=False)
+    assert asked == {"batch_size": 16, "stream": 1}
+    with pytest.raises(check.UsageError, match="needs stream; pass stream="):
+        jaxkit.train("shared", data, steps=1, progress=False)
+    with pytest.raises(check.UsageError, match="did you mean 'memory'"):
+        jaxkit.train("shared", data, steps=1, stream=1, memroy=2, progress=False)
 
 
 def test_text_labels_of_test_rows_get_the_numbers_of_the_training_data():
