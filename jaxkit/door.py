@@ -371,7 +371,8 @@ def _required(make: Any) -> dict[str, bool]:
     for one in parameters:
         if one.kind is one.VAR_KEYWORD:
             (shared,) = typing.get_args(typing.get_type_hints(make)[one.name])
-            known |= {word: word in shared.__required_keys__ for word in shared.__annotations__}
+            hints = typing.get_type_hints(shared, include_extras=True)
+            known |= {word: typing.get_origin(hint) is typing.Required for word, hint in hints.items()}
     return known
 
 

@@ -173,7 +173,7 @@ X, Y = np.zeros((20, 3), np.float32), np.arange(20) % 2
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"method": "emr", "data": (X, Y)}, "unknown method 'emr'; did you mean 'erm'"),
+        ({"method": "erms", "data": (X, Y)}, "unknown method 'erms'; did you mean 'erm'"),
         ({"method": "supervized.erm", "data": (X, Y)}, "unknown part 'supervized'; did you mean 'supervised'"),
         ({"method": "supervised.er", "data": (X, Y)}, "did you mean 'erm'"),
         ({"network": "mpl", "data": (X, Y)}, "did you mean 'mlp'"),
