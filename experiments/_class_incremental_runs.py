@@ -1,0 +1,165 @@
+"""What a cell of the class-incremental study computes: one method on all orders of a setting, and its measures."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments._class_incremental_budget import STUDY_METHODS, network_of, parts_of
+from experiments._class_incremental_data import Task
+from experiments.runner import Skip
+from jaxkit import check, training
+from jaxkit import class_incremental as cil
+from jaxkit.class_incremental import budget, flops
+from jaxkit.class_incremental import task as tasks
+from jaxkit.class_incremental.incremental import Phase, View, make_run, plan_of
+from jaxkit.class_incremental.protocol import READ_OUTS
+from jaxkit.data import transforms
+from jaxkit.learner import Batch, Data, Key, Network, Plan, TrainState, batch_mean
+from jaxkit.losses import balanced_cross_entropy
+
+QUICK = ("mlp", "linear")
+"""Networks whose trainings take so short that they are not saved after every task."""
+AGEM_ROWS = 256
+SMALL: dict[str, dict[str, Any]] = {
+    "l2p": {"length": 4, "top_k": 2},
+    "ranpac": {"width": 2000},
+    "acil": {"width": 2000},
+}
+"""Settings for some thousands of rows."""
+
+
+def optimizer_of(options: Any) -> optax.GradientTransformation:
+    """SGD with momentum 0.9 and weight decay, anew at each phase of each task; of transformers Adam."""
+    if options.network.startswith("vit"):
+        return optax.chain(optax.clip_by_global_norm(1.0), training.optimizer("adam", 1e-3))
+    decay = optax.add_decayed_weights(options.weight_decay)
+    return optax.chain(decay, training.optimizer("momentum", options.learning_rate))
+
+
+def balanced_replay(network: Network, optimizer: optax.GradientTransformation, **settings: Any) -> Plan:
+    """Replay by ``balanced_cross_entropy`` with the rows that each class has in the pool: of a new class its training
+    rows, of an old one its exemplars."""
+    run = make_run(**settings)
+    classes = run.stream.num_classes
+
+    def counted(state: TrainState, data: Data, key: Key) -> TrainState:
+        rows, _, _ = tasks.pool_counts("replay", state.extra, tasks.grouped(data["y"], classes))
+        return state._replace(extra=state.extra._replace(own=rows.astype(jnp.float32)))
+
+    def loss(view: View, batch: Batch):
+        return batch_mean(balanced_cross_entropy(view.outputs["logits"], batch["y"], view.task.own), batch), {}
+
+    nothing = lambda params, variables: jnp.ones((classes,), jnp.float32)
+    return plan_of(network, optimizer, (Phase("train", loss, begin=counted),), run, own=nothing)
+
+
+def make_of(method: str) -> Any:
+    """What makes the plan of a method."""
+    return balanced_replay if method in STUDY_METHODS else cil.METHODS[method].make
+
+
+def make_plan(method: str, options: Any, stream: cil.Stream, storage: str) -> Plan:
+    """The method as a plan on the network of its setting.
+
+    ``options`` has network, width, memory (None: the method keeps no exemplars), partial, batch_size, learning_rate and
+    weight_decay.
+    """
+    settings: dict[str, Any] = {"stream": stream, "batch_size": options.batch_size}
+    if options.memory is not None:
+        settings["memory"] = cil.Keep(options.memory, storage=storage, partial=options.partial)
+    if options.network == "resnet32":
+        settings["augment"] = transforms.chain(transforms.random_crop(4), transforms.horizontal_flip())
+    network = network_of(options.network, stream.num_classes, options.width)
+    own = {"epochs": options.epochs} if method == "coil" else SMALL.get(method, {})
+    return make_of(method)(network, optimizer_of(options), **settings, **own)
+
+
+def watched(stream: cil.Stream) -> Any:
+    """``cil.measure``, and for each read-out the shares of the rows of each task that are put into each task."""
+    measure = cil.measure(stream)
+    task_of = jnp.asarray(stream.task_of())
+    number = stream.num_tasks
+
+    def measured(outputs: Any, data: Data) -> dict[str, jax.Array]:
+        found, truth = measure(outputs, data), task_of[jnp.asarray(data["y"])]
+        for name, entry in READ_OUTS.items():
+            pairs = truth * number + task_of[outputs[entry].argmax(-1)]
+            table = jnp.bincount(pairs, length=number * number).reshape(number, number)
+            table = table / jnp.maximum(table.sum(1, keepdims=True), 1)
+            found |= {f"{name}/put_{i}_{j}": table[i, j] for i in range(number) for j in range(number)}
+        return found
+
+    return measured
+
+
+def confusions(history: Any, number: int) -> dict[str, list[list[float]]]:
+    """Of each read-out after the last task: the share of task i's rows that is put into task j, means over orders."""
+    at_end = lambda name: float(np.asarray(history.evals[name])[..., -1].mean())
+    return {
+        name: [[round(at_end(f"{name}/put_{i}_{j}"), 5) for j in range(number)] for i in range(number)]
+        for name in READ_OUTS
+    }
+
+
+def train_and_measure(method: str, task: Task, options: Any, context: Any) -> dict[str, Any]:
+    """Train a method on all orders at once, and measure both read-outs after each task.
+
+    Returns curves (read-out -> ``seen`` [orders][tasks] and ``by_task`` [orders][tasks][tasks], fractions), confusions,
+    what the model keeps, the operations of an order's training, steps and seconds.
+    """
+    orders, stream = len(task.orders), task.stream
+    try:
+        plan = make_plan(method, options, stream, task.storage)
+    except check.UsageError as error:
+        raise Skip(f"{method} does not apply here: {error}") from None
+    steps = cil.steps_of(plan, options.epochs, options.batch_size)
+    begin = time.perf_counter()
+    kept = {} if options.network in QUICK else {"workdir": context.workdir, "resume": context.resume}
+    fitted = training.fit(
+        plan, task.train, key=0, steps=steps, seeds=orders, per_seed=True, progress=False,
+        eval=training.Evaluation(task.test, watched(stream)), profile=context.profile,
+        tag=f"{method} {options}", **kept,
+    )  # fmt: skip
+    seconds = round(time.perf_counter() - begin, 2)
+    curves = cil.curves(fitted.history, plan, stream)
+    return {
+        "curves": {name: {part: np.round(found, 6).tolist() for part, found in curve._asdict().items()}
+                   for name, curve in curves.items()},
+        "confusion": confusions(fitted.history, stream.num_tasks),
+        "kept": kept_of(method, fitted.state, task, options),
+        "tflops": operations(method, plan, task, options),
+        "steps": steps,
+        "seconds": seconds,
+    }  # fmt: skip
+
+
+def kept_of(method: str, states: Any, task: Task, options: Any) -> dict[str, float]:
+    """What the model keeps after the last task, of one order: exemplars, bytes by the survey's rule and by the full
+    one."""
+    orders, shape = len(task.orders), task.train["x"].shape[2:]
+    counts = getattr(states.extra.memory, "counts", None)
+    exemplars = 0.0 if counts is None else float(np.asarray(counts).sum(-1).mean())
+    parts, own = parts_of(options.network, shape, options.width), STUDY_METHODS.get(method, method)
+    return {
+        "exemplars": exemplars,
+        "model_bytes": budget.kept_bytes(own, task.stream.num_tasks, parts, 0, 1),
+        "exemplar_bytes": exemplars * budget.exemplar_bytes(shape, task.storage),
+        "full_bytes": budget.full_bytes(states).total / orders,
+    }
+
+
+def operations(method: str, plan: Plan, task: Task, options: Any) -> float | None:
+    """Training operations of one order in TFLOP, of the backbones; None for a linear model, which has none."""
+    if options.network == "linear":
+        return None
+    x = jax.ShapeDtypeStruct((1, *task.train["x"].shape[2:]), jnp.float32)
+    rows = {"gem": options.memory, "agem": AGEM_ROWS}.get(method, 0) / options.batch_size
+    network = network_of(options.network, task.stream.num_classes, options.width)
+    own = STUDY_METHODS.get(method, method)
+    return flops.training_flops(own, plan, network, x, options.epochs, memory_rows=rows).total / 1e12
