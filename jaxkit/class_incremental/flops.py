@@ -14,10 +14,22 @@ import jax.numpy as jnp
 
 from jaxkit import check
 from jaxkit.class_incremental.parts import Parts, cut
-from jaxkit.learner import Network, Plan, PyTree
+from jaxkit.learner import Data, Network, Plan, PyTree, Source
 
 ANSWERS, PASSES, TRAINS = 1.0, 2.0, 3.0
 OWN_GRADIENTS = ("gem", "agem")
+OF_PHASE = {
+    "boost": TRAINS + ANSWERS,  # FOSTER: the new network beside the old one
+    "compress": TRAINS + 2 * ANSWERS,  # FOSTER: a student of both
+    "correct": ANSWERS,  # BiC: two numbers behind the logits
+    "translate": ANSWERS,  # FeTrIL: the head alone
+}
+OF_METHOD = {
+    "l2p": (TRAINS + ANSWERS, PASSES + ANSWERS),  # the query, and the backbone trained or with prompts before it
+    "derpp": (TRAINS, 3 * TRAINS),  # two exemplars with each row
+    "aanets": (TRAINS, 2 * (TRAINS + ANSWERS + PASSES)),  # two branches: trained, as teachers, and up to alpha
+}
+"""Counts of their own: of a phase, and of a method in its first task and in later ones."""
 
 
 def forward_flops(network: Network, x: PyTree, shared_stages: int | None = None) -> Parts:
@@ -35,20 +47,19 @@ def passes(method: str, task: int, phase: str = "", teacher: bool = False) -> tu
     """Forward passes' worth of operations for a row in training, of the shared stages and of the others.
 
     Args:
-      method: DER answers with every earlier backbone, MEMO passes through them to the shared stages, AANets trains two
-        branches; any other method trains one network.
+      method: DER answers with every earlier backbone, and MEMO passes through them to the shared stages; those of
+        ``OF_METHOD`` have counts of their own; any other trains one network.
       task: from 0.
-      phase: ``boost`` and ``compress`` of FOSTER and ``correct`` of BiC have counts of their own.
+      phase: by its name, those of ``OF_PHASE`` and DyTox's last one differ from the others.
       teacher: whether the model before the task answers too.
     """
-    of_phase = {"boost": TRAINS + ANSWERS, "compress": TRAINS + 2 * ANSWERS, "correct": ANSWERS}
-    if phase in of_phase:
-        return of_phase[phase], of_phase[phase]
-    one = TRAINS + (ANSWERS if teacher and task else 0.0)
-    if method == "aanets" and task:
-        one += TRAINS
+    later = task > 0
+    if phase in OF_PHASE or (method, phase) == ("dytox", "finetune"):
+        count = OF_PHASE.get(phase, ANSWERS)
+        return count, count
+    count = OF_METHOD[method][later] if method in OF_METHOD else TRAINS + ANSWERS * (teacher and later)
     more = {"der": (task * ANSWERS, task * ANSWERS), "memo": (0.0, task * PASSES)}.get(method, (0.0, 0.0))
-    return one + more[0], one + more[1]
+    return count + more[0], count + more[1]
 
 
 class Flops(NamedTuple):
@@ -62,6 +73,12 @@ class Flops(NamedTuple):
         return sum(self.by_stage)
 
 
+def rows_of_batch(source: Source, data: Data) -> int:
+    """The rows of a source's batches for data of these shapes."""
+    drawn = lambda data, key: source.example(data, source.init(data, key), key)
+    return jax.eval_shape(drawn, data, jax.random.key(0))["y"].shape[0]
+
+
 def training_flops(
     method: str,
     plan: Plan,
@@ -73,6 +90,8 @@ def training_flops(
     memory_rows: float = 0.0,
 ) -> Flops:
     """sum over stages of rows seen times ``passes`` times the operations of a forward pass.
+
+    A stage of a fixed number of steps is a closed form: an answer to each row of its batches.
 
     Args:
       method: whose plan it is.
@@ -100,8 +119,10 @@ def training_flops(
     for stage in plan:
         number, _, phase = stage.name.removeprefix("task ").partition(": ")
         task = int(number) - 1
-        rows = epochs * stage.share
+        if stage.steps is not None:
+            found.append(stage.steps * rows_of_batch(stage.source, batch) * ANSWERS * forward.whole)
+            continue
         own = forward.times(*passes(method, task, phase, teacher))
         extra = memory_rows * TRAINS * forward.whole if task else 0.0
-        found.append(rows * (own + extra))
+        found.append(epochs * stage.share * (own + extra))
     return Flops(tuple(found))
