@@ -1,4 +1,4 @@
-"""The page on class-incremental learning: it lists every method where it belongs, what it names exists, its blocks run."""
+"""The page on class-incremental learning lists every method where it belongs, what it names exists, its blocks run."""
 
 from __future__ import annotations
 
