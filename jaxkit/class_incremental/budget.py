@@ -114,8 +114,8 @@ def curve_bytes(tasks: int, parameters: Parts, image_bytes: int, *, base: int = 
 
     They are the ends of the survey's curve; DER itself fits only the last, and takes smaller backbones before.
     """
-    ends = (kept_bytes(name, tasks, parameters, base, image_bytes) for name in ("replay", "der"))
-    return [int(total) for total in np.linspace(*ends, check.count("points", points, 2))]
+    least, most = (kept_bytes(name, tasks, parameters, base, image_bytes) for name in ("replay", "der"))
+    return [int(total) for total in np.linspace(least, most, check.count("points", points, 2))]
 
 
 def area_under_curve(

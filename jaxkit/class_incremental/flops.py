@@ -38,7 +38,10 @@ def forward_flops(network: Network, x: PyTree, shared_stages: int | None = None)
 
     def count(part: Network, state: PyTree, x: PyTree) -> float:
         answer = lambda state, x: part.apply(*state, x)[0]["features"]
-        return float(jax.jit(answer).lower(state, x).cost_analysis()["flops"])
+        counted = jax.jit(answer).lower(state, x).cost_analysis()
+        if not counted or "flops" not in counted:
+            raise check.UsageError(f"XLA counts no operations on {jax.default_backend()}; count them on a CPU")
+        return float(counted["flops"])
 
     return cut(network, x, shared_stages, count)
 

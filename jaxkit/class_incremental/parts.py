@@ -53,7 +53,7 @@ def cut(
             f"a network of {network.stages} stages shares 0 to {network.stages - 1} of them, got {shared_stages}"
         )
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), x)
-    found = [0, 0]
+    found: list[float] = [0, 0]
     for number, stages in enumerate(((0, shared_stages), (shared_stages, None))):
         if stages[1] == 0:
             continue
