@@ -148,6 +148,8 @@ def rmm(
         raise check.UsageError("rmm decides how many exemplars of each class are kept; leave quota out")
     given = make_run(**settings)
     stream, keep = given.stream, given.keep
+    if stream.room is not None:
+        raise check.UsageError("rmm's policy is for tasks that are known in advance; train it by fit on make_stream")
     if keep.total is None:
         raise check.UsageError("rmm shares out a number of exemplars in all; give memory=2000 or Keep(2000)")
     published = published_policy(base, stream.num_tasks)
