@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -19,7 +18,7 @@ from jaxkit.training import History
 READ_OUTS = {"classifier": "logits", "nearest_mean": "logits_ncm"}
 """The read-outs by name, and where they stand in the outputs."""
 
-Matrix = Float[np.ndarray, "*runs tasks tasks"]
+Matrix = Float[np.ndarray, "..."]  # [..., tasks, tasks]
 
 
 def measure(stream: Stream) -> Callable[[Outputs, Data], dict[str, Array]]:
@@ -66,8 +65,8 @@ def curves(history: History, plan: Plan, stream: Stream) -> dict[str, Curve]:
     last = [max(i for i, task in enumerate(number) if task == b + 1) for b in range(stream.num_tasks)]
     if history.eval_steps.size != len(plan):
         raise check.UsageError(
-            f"the run was measured {history.eval_steps.size} times and has {len(plan)} stages; measure it at the end of "
-            "each stage: Evaluation(data, measure(stream))"
+            f"the run was measured {history.eval_steps.size} times and has {len(plan)} stages; measure it at the end "
+            "of each stage: Evaluation(data, measure(stream))"
         )
     at_end = lambda name: np.asarray(history.evals[name])[..., last]
     found = {}
@@ -79,12 +78,12 @@ def curves(history: History, plan: Plan, stream: Stream) -> dict[str, Curve]:
 
 def average_accuracy(seen: Float[np.ndarray, "*runs tasks"]) -> np.ndarray:
     """The average incremental accuracy, mean_b A_b."""
-    return np.asarray(seen).mean(-1)
+    return np.asarray(np.asarray(seen).mean(-1))
 
 
 def last_accuracy(seen: Float[np.ndarray, "*runs tasks"]) -> np.ndarray:
     """A_B, the accuracy on all classes after the last task."""
-    return np.asarray(seen)[..., -1]
+    return np.asarray(np.asarray(seen)[..., -1])
 
 
 def forgetting(by_task: Matrix) -> np.ndarray:
@@ -96,15 +95,16 @@ def forgetting(by_task: Matrix) -> np.ndarray:
     if a.shape[-1] == 1:
         return np.zeros(a.shape[:-2])
     lost = [a[..., j:-1, j].max(-1) - a[..., -1, j] for j in range(a.shape[-1] - 1)]
-    return np.mean(lost, axis=0)
+    return np.asarray(np.mean(lost, axis=0))
 
 
-def intransigence(by_task: Matrix, joint: Float[np.ndarray, "*runs tasks"] | Matrix) -> np.ndarray:
+def intransigence(by_task: Matrix, joint: Float[np.ndarray, "..."]) -> np.ndarray:
     """I = 1 / (B - 1) sum_{j >= 2} (a*_j - a_{j, j}): how far a task is learnt worse than by joint training.
 
     Args:
       by_task: a of the method.
-      joint: a*_j of joint training on the tasks up to j, [..., tasks], or its ``by_task``, of which the diagonal counts.
+      joint: a*_j of joint training on the tasks up to j, [..., tasks], or its ``by_task``, of which the diagonal
+        counts.
 
     Source: as of ``forgetting``.
     """
@@ -116,7 +116,7 @@ def intransigence(by_task: Matrix, joint: Float[np.ndarray, "*runs tasks"] | Mat
         raise check.UsageError(f"joint has {reference.shape[-1]} tasks, the method {a.shape[-1]}")
     if a.shape[-1] == 1:
         return np.zeros(a.shape[:-2])
-    return (reference - np.diagonal(a, axis1=-2, axis2=-1))[..., 1:].mean(-1)
+    return np.asarray((reference - np.diagonal(a, axis1=-2, axis2=-1))[..., 1:].mean(-1))
 
 
 def square(by_task: Matrix) -> np.ndarray:
