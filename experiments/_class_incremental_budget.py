@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,6 +48,7 @@ def network_of(kind: str, classes: int, width: int | None = None) -> Network:
     return networks.mlp(classes, hidden=()) if kind == "linear" else networks.resnet32(classes)
 
 
+@functools.cache
 def parts_of(kind: str, shape: tuple[int, ...], width: int | None = None) -> Parts:
     """Parameters of the backbone for rows of this shape; a linear model has none."""
     if kind == "linear":

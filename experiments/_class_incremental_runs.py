@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,7 +15,7 @@ import optax
 
 from experiments._class_incremental_budget import STUDY_METHODS, network_of, parts_of
 from experiments._class_incremental_data import Task
-from experiments.runner import Skip
+from experiments.runner import Cell, Skip
 from jaxkit import check, training
 from jaxkit import class_incremental as cil
 from jaxkit.class_incremental import budget, flops
@@ -105,6 +108,35 @@ def confusions(history: Any, number: int) -> dict[str, list[list[float]]]:
         name: [[round(at_end(f"{name}/put_{i}_{j}"), 5) for j in range(number)] for i in range(number)]
         for name in READ_OUTS
     }
+
+
+_POOL = ThreadPoolExecutor(2)
+_BEGUN: dict[str, Future] = {}
+
+
+def in_pairs(cell: Cell, following: Cell | None, task_of: Callable[[Cell], Task], context: Any) -> dict[str, Any]:
+    """``train_and_measure`` of a cell, while the following one begins already: most of a short training is compiling,
+    which leaves a core of two idle. Only trainings that are not saved go so, on a CPU; they cannot be interrupted."""
+
+    def run(one: Cell) -> dict[str, Any]:
+        return train_and_measure(one.method, task_of(one), SimpleNamespace(**one.options), context)
+
+    def begin(one: Cell) -> Future:
+        key = repr(one)
+        if key not in _BEGUN:
+            _BEGUN[key] = _POOL.submit(run, one)
+        return _BEGUN[key]
+
+    short = lambda one: one.options["network"] in QUICK
+    if jax.default_backend() != "cpu" or not short(cell):
+        return run(cell)
+    mine = begin(cell)
+    if following is not None and short(following) and following.options["stream"] == cell.options["stream"]:
+        begin(following)
+    try:
+        return mine.result()
+    finally:
+        del _BEGUN[repr(cell)]
 
 
 def train_and_measure(method: str, task: Task, options: Any, context: Any) -> dict[str, Any]:

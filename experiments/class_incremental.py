@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from experiments import _class_incremental_report as report
 from experiments import _class_incremental_rows as table
+from experiments import run_folder
 from experiments.first_steps import fingerprint
 from experiments.runner import Cell, Context, Options, Study, choices, run
 from jaxkit import check
@@ -198,12 +199,10 @@ def titled(name: str, known: Setting, config: Config, increment: int) -> str:
 
 def run_cell(cell: Cell, config: Config, context: Context) -> dict[str, Any]:
     """One training on all orders at once, and what is measured after each task."""
-    from types import SimpleNamespace
-
     from experiments import _class_incremental_runs as runs
 
     task = task_of(cell)
-    found = runs.train_and_measure(cell.method, task, SimpleNamespace(**cell.options), context)
+    found = runs.in_pairs(cell, following(cell, config, context), task_of, context)
     mean = lambda read_out: 100 * sum(seen[-1] for seen in found["curves"][read_out]["seen"]) / len(task.orders)
     about = {
         "bounds": list(task.stream.bounds),
@@ -214,6 +213,16 @@ def run_cell(cell: Cell, config: Config, context: Context) -> dict[str, Any]:
     }
     headline = f"last {mean('classifier'):.1f} %, nearest mean {mean('nearest_mean'):.1f} %"
     return {**found, **about, "headline": headline}
+
+
+def following(cell: Cell, config: Config, context: Context) -> Cell | None:
+    """The next cell of the grid that is not done; None where there is none, or a trace is written."""
+    grid = cells(config)
+    for other in grid[grid.index(cell) + 1 :] if cell in grid and context.profile is None else ():
+        record = context.workdir.parent / f"{run_folder.cell_id(STUDY.name, other)}.json"
+        if not record.exists() or run_folder.read_json(record)["status"] != "done":
+            return other
+    return None
 
 
 def task_of(cell: Cell) -> Any:

@@ -148,23 +148,20 @@ def test_balanced_replay_counts_the_rows_of_its_pool():
     assert state.extra.own.tolist() == [*np.minimum(have[:2], 10), *have[2:4], *[0] * 6]
 
 
-@pytest.mark.parametrize("network", ["mlp", "convnet", "linear"])
-def test_every_method_of_the_catalogue_makes_a_plan_and_keeps_exemplars_or_not(network):
-    config = study.Config(methods=("all", "balanced_replay"), settings=("digits",))
-    classes, shape = 4, (1280,) if network == "linear" else (28, 28, 1)
-    stream = cil.Stream((2, 4), 30, 30.0)
-    for method in table.methods_of(config, network):
-        kind = "vit7" if method in table.PICTURES else network
-        line = table.catalogue()[method]
-        options = SimpleNamespace(network=kind, width=None, memory=8 if line.exemplars else None, partial=False,
-                                  batch_size=8, learning_rate=0.1, weight_decay=0.0, epochs=2)  # fmt: skip
-        plan = runs.make_plan(method, options, stream, "float32")
-        batch = {"x": jax.ShapeDtypeStruct((8, *shape), jnp.float32), "y": jax.ShapeDtypeStruct((8,), jnp.int32)}
+@pytest.mark.parametrize("network", ["mlp", "vit7", "linear"])
+def test_every_method_makes_a_plan_on_its_network_and_keeps_exemplars_or_not(network):
+    config, known = study.Config(methods=("all", "balanced_replay")), table.catalogue()
+    methods = table.methods_of(config, "convnet" if network == "vit7" else network)
+    methods = [name for name in methods if (name in table.PICTURES) == (network == "vit7")]
+    assert network == "vit7" or {"finetune", "replay", "icarl", "joint"} <= set(methods)
+    shape = {"mlp": (8, 8, 1), "vit7": (28, 28, 1), "linear": (1280,)}[network]
+    batch = {"x": jax.ShapeDtypeStruct((8, *shape), jnp.float32), "y": jax.ShapeDtypeStruct((8,), jnp.int32)}
+    for method in methods:
+        options = SimpleNamespace(network=network, width=None, memory=8 if known[method].exemplars else None, epochs=2,
+                                  partial=False, batch_size=8, learning_rate=0.1, weight_decay=0.0)  # fmt: skip
+        plan = runs.make_plan(method, options, cil.Stream((2, 4), 30, 30.0), "float32")
         state = jax.eval_shape(plan[0].learner.init, jax.random.key(0), batch)
-        assert isinstance(state.extra.memory, Memory) == line.exemplars, method
-        assert runs.operations(method, plan, SimpleNamespace(
-            train={"x": np.zeros((1, 1, *shape), np.float32)}, stream=stream), options) != 0.0  # fmt: skip
-    assert classes == stream.num_classes
+        assert isinstance(state.extra.memory, Memory) == known[method].exemplars, method
 
 
 def test_budgets_make_methods_equal():
