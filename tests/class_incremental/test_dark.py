@@ -96,7 +96,7 @@ def test_logits_stay_with_their_exemplars_when_slots_change():
 @jax.jit
 def batch_at(state):
     source, key = PLAN[1].source, jax.random.key(5)
-    return source.next(digits(), source.init(digits(), key), state, 0, key)[1]
+    return source.next(digits(), source.init(digits(), key), state, jnp.int32(0), key)[1]
 
 
 def test_the_loss_of_a_step():
