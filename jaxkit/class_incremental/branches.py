@@ -36,7 +36,7 @@ def scalings(params: Params) -> Params:
 
 
 def rescaled(params: Params, factors: Params) -> Params:
-    """The tree with its kernels times their factors. (Sun et al. 2019, Meta-transfer learning, eq. 4.)"""
+    """The tree with its kernels times their factors. (Sun et al. 2019, Meta-transfer learning, CVPR.)"""
     each = lambda value, factor: rescaled(value, factor) if isinstance(value, dict) else value * factor
     return {name: each(value, factors[name]) if name in factors else value for name, value in params.items()}
 
@@ -131,7 +131,7 @@ def aanets(
     The released code draws balanced rows, exemplars and as many of each new class, once an epoch; here the rows of the
     step stand for them, each weighted by the inverse of the size of its class in the pool (``balanced_mean``).
 
-    Source: Liu et al. 2021, Adaptive aggregation networks for class-incremental learning, CVPR, eq. 3 to 7; the
+    Source: Liu et al. 2021, Adaptive aggregation networks for class-incremental learning, CVPR; the
     factors of a convolution, one for each pair of channels, as in its released code.
     """
     check.number("strength", strength, 0.0), check.number("margin", margin, 0.0), check.positive("scale", scale)

@@ -73,7 +73,7 @@ def class_transport(
     iterations: int = 100,
 ) -> Float[Array, "classes classes"]:
     """The plan from old classes (rows) to new ones (columns), each class with the same mass as others on its side and
-    ``distances`` as costs; 0 elsewhere. (Zhou et al. 2021, eq. 5 and 6.)"""
+    ``distances`` as costs; 0 elsewhere. (Zhou et al. 2021.)"""
     place = jnp.arange(len(means))
     before, new = place < old, (place >= old) & (place < seen)
     share = lambda member: member / jnp.maximum(member.sum(), 1)
@@ -85,7 +85,7 @@ def prospective(
     kernel: Float[Array, "features classes"], plan: Float[Array, "classes classes"], old: Bound
 ) -> Float[Array, "features classes"]:
     """The columns of new classes from those of old ones: gamma K_old sum_i P_ij w_i / |w_i|, gamma such that the norms
-    of both have the same mean; 0 for other classes. (Zhou et al. 2021, eq. 7.)"""
+    of both have the same mean; 0 for other classes. (Zhou et al. 2021.)"""
     before = jnp.arange(kernel.shape[1]) < old
     norms = jnp.linalg.norm(kernel, axis=0)
     carried = normalize(kernel, axis=0) @ plan * old
@@ -98,7 +98,7 @@ def retrospective(
     kernel: Float[Array, "features classes"], plan: Float[Array, "classes classes"]
 ) -> Float[Array, "features classes"]:
     """The columns of old classes from those of new ones, up to a factor: sum_j P_ij w_j / |w_j|; 0 for other classes.
-    (Zhou et al. 2021, eq. 9.)"""
+    (Zhou et al. 2021.)"""
     return normalize(kernel, axis=0) @ plan.T
 
 
