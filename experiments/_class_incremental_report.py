@@ -174,6 +174,8 @@ def curve_of(found: Sequence[Entry], stream: str, method: str, metric: str) -> t
 
 
 def _areas(found: Sequence[Entry]) -> Iterator[tuple[Any, ...]]:
+    import numpy as np
+
     from jaxkit.class_incremental.budget import area_under_curve
     from jaxkit.class_incremental.published import AREAS
 
@@ -184,8 +186,8 @@ def _areas(found: Sequence[Entry]) -> Iterator[tuple[Any, ...]]:
             for metric in ("average", "last"):
                 megabytes, values = curve_of(found, stream, method, metric)
                 if len(megabytes) == len(budgets) >= 2:
-                    fractions = [value / 100 for value in values]
-                    areas.append([float(area_under_curve(megabytes, fractions, normalised=n)) for n in (False, True)])
+                    curve = np.asarray(megabytes), np.asarray(values) / 100
+                    areas.append([float(area_under_curve(*curve, normalised=n)) for n in (False, True)])
             if len(areas) == 2:
                 rounded = [float(f"{areas[i][n]:.3g}") for n in (0, 1) for i in (0, 1)]
                 yield stream, method, *rounded, *((AREAS.get(method) or (None,))[0] or (None, None))

@@ -89,8 +89,8 @@ def test_what_is_kept_is_counted(finished):
         assert float(kept[name]["exemplar MB"]) == pytest.approx(64 * exemplars / 2**20, abs=1e-4)
     found = results(finished[0])
     full = found[SETTING, "replay"]["kept"]["full_bytes"]
-    head, means, counts = 4 * 65 * 10, 4 * 10 * 64, 4 * 10
-    assert full == 4 * parameters + head + means + 64 * 20 + counts
+    head, means, counts, counters = 4 * 65 * 10, 4 * 10 * 64, 4 * 10, 4 * 4
+    assert full == 4 * parameters + head + means + 64 * 20 + counts + counters
 
 
 def test_tables_and_figures_are_written_and_a_finished_run_computes_nothing_again(finished, capsys):
