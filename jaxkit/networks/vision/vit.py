@@ -153,7 +153,7 @@ class TaskAttention(nn.Module):
     With z = norm([t, x]): t' = t + W_o softmax((W_q z_t)^T (W_k z) / sqrt(d)) W_v z, for each of ``heads`` heads of
     dimension d, and then t' + mlp(norm(t')). The keys and values of the image are computed once for all tokens.
 
-    Source: Douillard et al. 2022, DyTox, eq. 2 to 5; class attention of Touvron et al. 2021.
+    Source: Douillard et al. 2022, DyTox, section 3.2; class attention of Touvron et al. 2021.
     """
 
     heads: int
