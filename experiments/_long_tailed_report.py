@@ -311,6 +311,13 @@ def notes(config: Any, outcomes: Sequence[Outcome]) -> str:
         "softmax (A_v) and the method itself (A_b) on a balanced set of the same size. Accuracy in a group is the mean "
         "of its classes."
     ]
+    if any(one.cell.method == "paco" and one.cell.options["network"] == "convnet" for one in outcomes):
+        from experiments._long_tailed_runs import SLOWER, SMALL
+
+        small = ", ".join(f"{name} {value:g}" for name, value in SMALL["paco"].items())
+        parts.append(
+            f"PaCo: {small}, and {SLOWER['paco']:g} of the learning rate, at all of which one seed in five dies."
+        )
     for setting in dict.fromkeys(one.cell.setting for one in outcomes):
         done = [one for one in outcomes if one.cell.setting == setting and one.result is not None]
         if not done:
