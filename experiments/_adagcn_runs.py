@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,29 +147,13 @@ def hops_of(graph: Prepared, layers: int) -> np.ndarray:
     return _hop_cache[place]
 
 
-def over_cases(
-    each: Callable[[Case], dict[str, Any]], todo: Sequence[Case], workdir: Path, at_once: int = 1
-) -> dict[str, list]:
-    """``each`` for every split, gathered by name; what is done is saved after each split and not done again.
-
-    The first is done alone, since it compiles; of the others ``at_once`` at a time, in threads.
-    """
+def over_cases(each: Callable[[Case], dict[str, Any]], todo: Sequence[Case], workdir: Path) -> dict[str, list]:
+    """``each`` for every split, gathered by name; what is done is saved after each split and not done again."""
     saved = workdir / "splits.json"
     done: list[dict[str, Any]] = json.loads(saved.read_text()) if saved.exists() else []
-
-    def save(found: dict[str, Any]) -> None:
-        done.append(found)
+    for case in todo[len(done) :]:
+        done.append(each(case))
         write_atomic(saved, json.dumps(done))
-
-    for case in todo[len(done) : len(done) + 1]:
-        save(each(case))
-    pool = ThreadPoolExecutor(at_once)
-    try:
-        rest = todo[len(done) :]
-        for found in map(each, rest) if at_once == 1 else pool.map(each, rest):
-            save(found)
-    finally:
-        pool.shutdown(cancel_futures=True)
     return {name: [one[name] for one in done] for name in done[0]}
 
 
@@ -204,13 +187,12 @@ def run_adagcn(
 
     def rows_of(case: Case) -> graphs.HopRows:
         same = case.asked.tobytes()
-        test = asked.get(same)
-        if test is None:
+        if same not in asked:
             asked.clear()
-            test = asked[same] = jnp.asarray(signal[:, case.asked])
+            asked[same] = jnp.asarray(signal[:, case.asked])
         label = lambda part: jnp.asarray(graph.y[part])
         cut = lambda part: jnp.asarray(signal[:, part])
-        return graphs.HopRows(cut(case.train), label(case.train), cut(case.stopping), label(case.stopping), test)
+        return graphs.HopRows(cut(case.train), label(case.train), cut(case.stopping), label(case.stopping), asked[same])
 
     def each(case: Case) -> dict[str, Any]:
         rows, found = rows_of(case), []
@@ -236,8 +218,7 @@ def run_adagcn(
             )
         return {name: np.mean([one[name] for one in found], axis=0).tolist() for name in found[0]}
 
-    # Steps on some hundred rows leave a core idle.
-    return over_cases(each, todo, workdir, at_once=2 if jax.default_backend() == "cpu" else 1)
+    return over_cases(each, todo, workdir)
 
 
 def baseline(method: str, graph: Prepared, settings: Any, depth: int | None = None) -> tuple[Any, Any]:

@@ -96,20 +96,6 @@ def test_a_finished_split_is_not_computed_again(tmp_path):
     assert len(json.loads((tmp_path / "splits.json").read_text())) == 3
 
 
-def test_splits_in_threads_are_in_order_and_an_error_keeps_what_was_done(tmp_path):
-    from experiments import _adagcn_runs as runs
-
-    def each(case):
-        if case == 5:
-            raise ValueError("diverged")
-        return {"test": float(case)}
-
-    assert runs.over_cases(each, [1, 2, 3, 4], tmp_path / "four", at_once=2) == {"test": [1.0, 2.0, 3.0, 4.0]}
-    with pytest.raises(ValueError, match="diverged"):
-        runs.over_cases(each, [1, 2, 5, 3], tmp_path / "three", at_once=2)
-    assert json.loads((tmp_path / "three" / "splits.json").read_text()) == [{"test": 1.0}, {"test": 2.0}]
-
-
 def outcome(weighting, test, stopping, setting="cora_ml"):
     result = {"test": test, "stopping": stopping, "best_hop": test, "best_hop_stopping": stopping}
     result |= {"depth": [[one, one] for one in test], "single": [[one, one] for one in test]}
