@@ -277,7 +277,7 @@ def seconds(cell: Cell, config: Config) -> float:
             "ppnp": 0.015, "jknet": 0.033, "gcnii": 0.08, "mixhop": 0.048}[method]  # fmt: skip
     depths = options.get("depths", [1])
     share = sum(1 + depth / 5 for depth in depths) if method == "gcn" and len(depths) > 1 else len(depths)
-    return share * (5 + runs * 0.8 * options["graph_epochs"] * step * small)
+    return share * (3 + runs * 0.8 * options["graph_epochs"] * step * small)
 
 
 STUDY = Study(
