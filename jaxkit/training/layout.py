@@ -143,7 +143,8 @@ class Layout:
             path, found, other = first_difference(signature(self.start), signature(wanted)) or ("", "", "")
             if path:
                 raise check.UsageError(f"{misfit}: its {path} is {found}, that of the learner is {other}")
-            if jax.tree.structure(self.start) != jax.tree.structure(wanted):
+            structures: list[Any] = [jax.tree.structure(tree) for tree in (self.start, wanted)]
+            if structures[0] != structures[1]:
                 raise check.UsageError(f"{misfit}: the learner's is a {type(wanted).__name__} with the same leaves")
             return
         try:
