@@ -10,7 +10,24 @@ Every method is a plan with a stage, or a few, for each task (``incremental``). 
 nearest mean, stand in the outputs (``readout``); ``protocol`` has the measures.
 """
 
-from jaxkit.class_incremental import baselines, boosted, cosine, distilled, expanding, projected, rectified, regularised
+from jaxkit.class_incremental import (
+    analytic,
+    baselines,
+    boosted,
+    branches,
+    cosine,
+    dark,
+    distilled,
+    expanding,
+    projected,
+    prompted,
+    rectified,
+    regularised,
+    rmm,
+    tokens,
+    translated,
+    transported,
+)
 from jaxkit.class_incremental.distilled import weight_alignment
 from jaxkit.class_incremental.herding import herding
 from jaxkit.class_incremental.incremental import Phase, Run, View, make_run, plan_of, steps_of
@@ -167,6 +184,28 @@ METHODS = {
         evidence=f"{_CODE}: beta 0.96 and 0.97, lambda 1, T = 2",
         traced=("strength", "temperature", "beta_boosting", "beta_compression"),
     ),
+    "l2p": Method(
+        make=prompted.l2p,
+        title="L2P",
+        paper="Z. Wang et al. Learning to prompt for continual learning. CVPR",
+        year=2022,
+        categories=("model-centric", "dynamic networks", "prompt expansion"),
+        evidence="section 4; its released code: 10 prompts of 10 tokens, of which a batch chooses 4; lambda = 1",
+        traced=("strength",),
+        not_reproduced="not comparable: its published rows have a transformer pre-trained on ImageNet-21k, here it "
+        "is trained in the first task or given; and they are measured task by task, so that a batch tells its task",
+    ),
+    "dytox": Method(
+        make=tokens.dytox,
+        title="DyTox",
+        paper="A. Douillard et al. DyTox: transformers for continual learning with dynamic token expansion. CVPR",
+        year=2022,
+        categories=("model-centric", "dynamic networks", "prompt expansion", "knowledge distillation"),
+        evidence="section 3; its released code: lambda 0.1, T = 1, one finetuning epoch for 25 of training",
+        traced=("strength", "temperature"),
+        not_reproduced="not comparable: its published rows have a ConViT, here attention has no gated positions; and "
+        "its repository has an erratum on the size of the memory",
+    ),
     "gem": Method(
         make=projected.gem,
         title="GEM",
@@ -183,6 +222,84 @@ METHODS = {
         year=2019,
         categories=("data-centric", "data regularization"),
         evidence="eq. 11; 256 exemplars at each step",
+    ),
+    "derpp": Method(
+        make=dark.derpp,
+        title="DER++ (dark experience replay)",
+        paper="P. Buzzega et al. Dark experience for general continual learning: a strong, simple baseline. NeurIPS",
+        year=2020,
+        categories=("data-centric", "data replay", "knowledge distillation"),
+        evidence="section 3; its released code for CIFAR-10 and 500 exemplars: alpha 0.2, beta 0.5, mean over logits",
+        traced=("alpha", "beta"),
+        not_reproduced="reservoir sampling: herding chooses exemplars, stored with the logits of the end of the task",
+    ),
+    "simplecil": Method(
+        make=analytic.simplecil,
+        title="SimpleCIL",
+        paper="D.-W. Zhou et al. Revisiting class-incremental learning with pre-trained models. arXiv 2303.07338",
+        year=2023,
+        categories=("algorithm-centric", "template-based classification"),
+        evidence="its released code: prototypes and cosines on frozen features",
+    ),
+    "ranpac": Method(
+        make=analytic.ranpac,
+        title="RanPAC",
+        paper="M. McDonnell et al. RanPAC: random projections and pre-trained models for continual learning. NeurIPS",
+        year=2023,
+        categories=("algorithm-centric", "template-based classification"),
+        evidence="algorithm 1; its released code: M = 10,000, lambda in 1e-8 to 1e8 by a fifth of the task's rows",
+        not_reproduced="adapters tuned on the first task; the fifth is the last of each class, not drawn",
+    ),
+    "acil": Method(
+        make=analytic.acil,
+        title="ACIL",
+        paper="H. Zhuang et al. ACIL: analytic class-incremental learning with absolute memorization. NeurIPS",
+        year=2022,
+        categories=("algorithm-centric", "template-based classification"),
+        evidence="eq. 9 and 10, the recursion by its root; its released code: buffer 8192, gamma 0.1",
+        traced=("ridge",),
+        not_reproduced="the training of the embedding on the first task",
+    ),
+    "fetril": Method(
+        make=translated.fetril,
+        title="FeTrIL",
+        paper="G. Petit et al. FeTrIL: feature translation for exemplar-free class-incremental learning. WACV",
+        year=2023,
+        categories=("data-centric", "data replay"),
+        evidence="section 3; its released code: the nearest new class by Euclidean distance of means",
+        not_reproduced="the linear SVM of its main variant: the linear head is trained by descent (FeTrIL fc)",
+    ),
+    "coil": Method(
+        make=transported.coil,
+        title="Coil",
+        paper="D.-W. Zhou et al. Co-transport for class-incremental learning. ACM MM",
+        year=2021,
+        categories=("algorithm-centric", "knowledge distillation"),
+        evidence=f"{_CODE}: epsilon 0.464, p = 3, weights 1e-3, T = 2",
+        traced=("epochs", "prospective_strength", "retrospective_strength", "temperature", "regulariser"),
+        not_reproduced="a new plan every 200 steps; old classes have the means of their exemplars, where the released "
+        "code takes all their training rows",
+    ),
+    "rmm": Method(
+        make=rmm.rmm,
+        title="RMM",
+        paper="Y. Liu et al. RMM: reinforced memory management for class-incremental learning. NeurIPS",
+        year=2021,
+        categories=("data-centric", "data replay"),
+        evidence=f"{_CODE}: on FOSTER or iCaRL, with the rates of its scripts for CIFAR-100",
+        traced=("temperature",),
+        not_reproduced="the search of the policy by reinforcement learning on pseudo-tasks; rates are given",
+    ),
+    "aanets": Method(
+        make=branches.aanets,
+        title="AANets",
+        paper="Y. Liu et al. Adaptive aggregation networks for class-incremental learning. CVPR",
+        year=2021,
+        categories=("model-centric", "dynamic networks", "backbone expansion"),
+        evidence="its released code, on LUCIR: factors, what is frozen, alpha 0.5 at the start",
+        traced=("strength", "margin"),
+        not_reproduced="alpha moves at every step, by the same rows weighted to balance, where the released code has a "
+        "pass over balanced rows after each epoch",
     ),
 }
 
