@@ -29,7 +29,8 @@ def finetune(network: Network, optimizer: optax.GradientTransformation, **settin
     Source: Zhou et al. 2024, section 4.1; the released code takes the cross-entropy among the new classes alone.
     """
     run = make_run(**{**settings, "memory": None})
-    return plan_of(network, optimizer, (Phase("train", lambda view, batch: (new_classes(view, batch), {}), "new"),), run)
+    phase = Phase("train", lambda view, batch: (new_classes(view, batch), {}), "new")
+    return plan_of(network, optimizer, (phase,), run)
 
 
 def replay(network: Network, optimizer: optax.GradientTransformation, **settings: Unpack[Settings]) -> Plan:

@@ -58,10 +58,11 @@ def two_networks(network: Network, num_classes: int) -> Network:
         (params, variables), (twin, twin_variables) = backbone.init(keys[0], x), backbone.init(keys[1], x)
         features = jax.eval_shape(lambda: backbone.apply(params, variables, x)[0]["features"])
         one = jnp.zeros((1, features.shape[-1]), jnp.float32)
-        heads = [head.init(k, rows)["params"] for k, rows in ((keys[2], jnp.tile(one, 2)), (keys[3], one), (keys[2], one))]
-        student = {"backbone": params, "head": heads[2]}
+        fresh = lambda key, rows: head.init(key, rows)["params"]
+        on_both, on_new = fresh(keys[2], jnp.tile(one, 2)), fresh(keys[3], one)
+        student = {"backbone": params, "head": fresh(keys[2], one)}
         return (
-            {"backbone": twin, "head": heads[0], "aux": heads[1], "student": student},
+            {"backbone": twin, "head": on_both, "aux": on_new, "student": student},
             {
                 "backbone": twin_variables,
                 "student": variables,
@@ -165,8 +166,8 @@ def foster(
     def compress(view: View, batch: Batch):
         weights = effective_weights(rows_of_classes(view.task, run), view.task.seen, beta_compression)
         student = among(view.outputs["logits_student"], 0, view.task.seen)
-        both = two.apply(view.params, view.variables, batch["x"], train=False, valid=batch.get("valid"))[0]["logits_both"]
-        teacher = among(both, 0, view.task.seen)
+        outputs = two.apply(view.params, view.variables, batch["x"], train=False, valid=batch.get("valid"))[0]
+        teacher = among(outputs["logits_both"], 0, view.task.seen)
         return batch_mean(balanced_distillation(student, teacher, weights, temperature), batch), {}
 
     phases = (

@@ -165,7 +165,7 @@ def nca(
     return jnp.maximum(jax.nn.logsumexp(others, axis=-1) - (truth - margin), 0.0)
 
 
-def pod_spatial(student: Float[Array, "batch *map"], teacher: Float[Array, "batch *map"]) -> Float[Array, " batch"]:
+def pod_spatial(student: Float[Array, " batch *map"], teacher: Float[Array, " batch *map"]) -> Float[Array, " batch"]:
     """|v(h) - v(h_t)| with v the squared activations summed over the height, and over the width, side by side, divided
     by its norm; of a layer without a plane its squared activations so.
 

@@ -19,9 +19,7 @@ Scalar = float | int | Array
 
 def taught(view: View, batch: Batch, temperature: Scalar) -> Array:
     """mean_i of ``distillation`` from the model before the task."""
-    return batch_mean(
-        distillation(view.outputs["logits"], view.taught["logits"], view.task.old, temperature), batch
-    )
+    return batch_mean(distillation(view.outputs["logits"], view.taught["logits"], view.task.old, temperature), batch)
 
 
 def lwf(

@@ -62,7 +62,8 @@ def expanding(network: Network, num_classes: int, num_tasks: int, shared_stages:
         if lower is not None:
             outputs, after["shared"] = lower.apply(params["shared"], variables["shared"], x, key=keys[0], **options)
             x = outputs["features"]
-        outputs, after["backbone"] = upper.apply(params["backbone"], variables["backbone"], x, key=keys[1], **options)
+        own = params["backbone"], variables["backbone"]
+        outputs, after["backbone"] = upper.apply(*own, x, key=keys[1], **options)
         newest, count = outputs["features"], variables["count"]
 
         def one(number: Array) -> Array:
@@ -86,7 +87,7 @@ def looped(one: Any, count: Array, place: Array) -> Array:
 
 
 def masked(one: Any, count: Array, place: Array) -> Array:
-    """The same with a gradient to what the backbones share: every turn is there, those from ``count`` on are skipped."""
+    """The same with a gradient to what the backbones share: every turn is there, those past ``count`` are skipped."""
     empty = jnp.zeros_like(place[0])
     for i in range(len(place) - 1):
         place = place.at[i].set(jax.lax.cond(i < count, lambda i=i: one(jnp.asarray(i)), lambda: empty))

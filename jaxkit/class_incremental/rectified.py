@@ -95,6 +95,8 @@ def bic(
 
     phases = (
         Phase("train", train, held=held, freeze="^rectify"),
-        Phase("correct", correct, "validation", bias_share, freeze="^(?!rectify)", train=False, tasks="later", held=held),
+        Phase(
+            "correct", correct, "validation", bias_share, freeze="^(?!rectify)", train=False, tasks="later", held=held
+        ),
     )
     return plan_of(with_correction(network, run.stream), optimizer, phases, run, teacher=True)

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from jaxkit import check
 from jaxkit.class_incremental.baselines import new_classes
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Hook, Phase, Run, Settings, View, make_run, plan_of
+from jaxkit.class_incremental.incremental import Phase, Run, Settings, View, make_run, plan_of
 from jaxkit.class_incremental.memory import NOTHING
 from jaxkit.class_incremental.readout import among
 from jaxkit.class_incremental.task import Task, pool_source
@@ -27,7 +27,6 @@ from jaxkit.learner import (
     Plan,
     PyTree,
     TrainState,
-    batch_mean,
 )
 from jaxkit.losses import cross_entropy
 
@@ -60,9 +59,7 @@ def of_task(view: View, batch: Batch, strength: Scalar):
     return new_classes(view, batch) + strength * held, {"penalty": held}
 
 
-def batch_average(
-    function: Callable[[Batch], PyTree], state: TrainState, data: Data, key: Key, run: Run
-) -> PyTree:
+def batch_average(function: Callable[[Batch], PyTree], state: TrainState, data: Data, key: Key, run: Run) -> PyTree:
     """The mean of ``function`` over the batches of one epoch of the task's rows."""
     source = pool_source("new", run.batch_size, run.stream, NOTHING)
     groups = source.init(data, key)

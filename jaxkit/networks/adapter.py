@@ -76,8 +76,9 @@ def from_flax(module: nn.Module, *, whole: bool = False, stages: int = 1) -> Net
         if not train:
             return module.apply(inputs, x, train=False, valid=valid, **part), variables
         rngs = {} if key is None else {"dropout": key}
+        options = {"train": True, "valid": valid, "rngs": rngs, "mutable": list(variables)}
         try:
-            outputs, after = module.apply(inputs, x, train=True, valid=valid, rngs=rngs, mutable=list(variables), **part)
+            outputs, after = module.apply(inputs, x, **options, **part)
         except errors.InvalidRngError:
             raise check.UsageError("this network draws random numbers in training (dropout); pass key=") from None
         if valid is not None:

@@ -170,7 +170,8 @@ def test_the_path_of_si_sums_what_each_step_gained():
     grads = [np.array([-1.0, 2.0]), np.array([0.5, 1.0])]
     walk = Walk({"w": jnp.zeros(2)}, {"w": jnp.asarray(theta[0])}, {"w": jnp.asarray(grads[0])})
     gained = walked(walk, {"w": jnp.asarray(theta[1])})
-    gained = walked(Walk(gained, {"w": jnp.asarray(theta[1])}, {"w": jnp.asarray(grads[1])}), {"w": jnp.asarray(theta[2])})
+    walk = Walk(gained, {"w": jnp.asarray(theta[1])}, {"w": jnp.asarray(grads[1])})
+    gained = walked(walk, {"w": jnp.asarray(theta[2])})
     want = -sum(g * (after - before) for g, before, after in zip(grads, theta, theta[1:]))
     np.testing.assert_allclose(gained["w"], want, **CLOSE)
 

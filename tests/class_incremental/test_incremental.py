@@ -14,7 +14,7 @@ from jaxkit.check import UsageError
 from jaxkit.class_incremental import METHODS, Keep, among, make_stream, steps_of
 from jaxkit.class_incremental import memory as memories
 from jaxkit.class_incremental.readout import AWAY, class_means
-from jaxkit.class_incremental.task import grouped, pool_source
+from jaxkit.class_incremental.task import pool_source
 from jaxkit.networks import mlp
 from jaxkit.training import fit, optimizer, predict_all
 
@@ -137,7 +137,8 @@ def test_exemplars_are_those_of_herding_and_of_every_class_alike():
     stored = memories.read(task.memory, jnp.arange(MEMORY))
     for c in (2, 3):
         rows = np.flatnonzero(digits()["y"] == c)
-        features = np.asarray(predict_all(stages[0].learner.predict, state, digits()["x"][rows])["features"], np.float64)
+        outputs = predict_all(stages[0].learner.predict, state, digits()["x"][rows])
+        features = np.asarray(outputs["features"], np.float64)
         unit = features / np.linalg.norm(features, axis=1, keepdims=True)
         first = int(np.argmin(np.linalg.norm(unit.mean(0) - unit, axis=1)))
         np.testing.assert_allclose(stored[(label == c) & taken][0], digits()["x"][rows[first]], atol=0.5 / 255)
