@@ -136,7 +136,7 @@ def confusion_figure(setting: str, pair: Sequence[Entry]) -> Any:
         figure = Figure(1.2 + 3.2 * len(pair), 4.2)
         grid = figure.subplots(1, len(pair), squeeze=False)[0]
         for axes, one in zip(grid, pair, strict=True):
-            shares = 100 * np.asarray(one.outcome.result["confusion"]["classifier"])
+            shares = 100 * np.asarray(one.outcome.result["confusion"])
             number = len(shares)
             image = axes.imshow(shares, vmin=0, vmax=100, cmap="Blues")
             axes.grid(visible=False)

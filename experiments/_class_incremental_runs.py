@@ -21,7 +21,6 @@ from jaxkit import class_incremental as cil
 from jaxkit.class_incremental import budget, flops
 from jaxkit.class_incremental import task as tasks
 from jaxkit.class_incremental.incremental import Phase, View, make_run, plan_of
-from jaxkit.class_incremental.protocol import READ_OUTS
 from jaxkit.data import transforms
 from jaxkit.learner import Batch, Data, Key, Network, Plan, TrainState, batch_mean
 from jaxkit.losses import balanced_cross_entropy
@@ -84,30 +83,25 @@ def make_plan(method: str, options: Any, stream: cil.Stream, storage: str) -> Pl
 
 
 def watched(stream: cil.Stream) -> Any:
-    """``cil.measure``, and for each read-out the shares of the rows of each task that are put into each task."""
+    """``cil.measure``, and the shares of the rows of each task that the classifier puts into each task."""
     measure = cil.measure(stream)
     task_of = jnp.asarray(stream.task_of())
     number = stream.num_tasks
 
     def measured(outputs: Any, data: Data) -> dict[str, jax.Array]:
         found, truth = measure(outputs, data), task_of[jnp.asarray(data["y"])]
-        for name, entry in READ_OUTS.items():
-            pairs = truth * number + task_of[outputs[entry].argmax(-1)]
-            table = jnp.bincount(pairs, length=number * number).reshape(number, number)
-            table = table / jnp.maximum(table.sum(1, keepdims=True), 1)
-            found |= {f"{name}/put_{i}_{j}": table[i, j] for i in range(number) for j in range(number)}
-        return found
+        pairs = truth * number + task_of[outputs["logits"].argmax(-1)]
+        table = jnp.bincount(pairs, length=number * number).reshape(number, number)
+        table = table / jnp.maximum(table.sum(1, keepdims=True), 1)
+        return found | {f"put_{i}_{j}": table[i, j] for i in range(number) for j in range(number)}
 
     return measured
 
 
-def confusions(history: Any, number: int) -> dict[str, list[list[float]]]:
-    """Of each read-out after the last task: the share of task i's rows that is put into task j, means over orders."""
-    at_end = lambda name: float(np.asarray(history.evals[name])[..., -1].mean())
-    return {
-        name: [[round(at_end(f"{name}/put_{i}_{j}"), 5) for j in range(number)] for i in range(number)]
-        for name in READ_OUTS
-    }
+def confusion(history: Any, number: int) -> list[list[float]]:
+    """After the last task: the share of task i's rows that the classifier puts into task j, means over orders."""
+    at_end = lambda i, j: float(np.asarray(history.evals[f"put_{i}_{j}"])[..., -1].mean())
+    return [[round(at_end(i, j), 5) for j in range(number)] for i in range(number)]
 
 
 _POOL = ThreadPoolExecutor(2)
@@ -142,8 +136,8 @@ def in_pairs(cell: Cell, following: Cell | None, task_of: Callable[[Cell], Task]
 def train_and_measure(method: str, task: Task, options: Any, context: Any) -> dict[str, Any]:
     """Train a method on all orders at once, and measure both read-outs after each task.
 
-    Returns curves (read-out -> ``seen`` [orders][tasks] and ``by_task`` [orders][tasks][tasks], fractions), confusions,
-    what the model keeps, the operations of an order's training, steps and seconds.
+    Returns curves (read-out -> ``seen`` [orders][tasks] and ``by_task`` [orders][tasks][tasks], fractions), the
+    confusion of tasks, what the model keeps, the operations of an order's training, steps and seconds.
     """
     orders, stream = len(task.orders), task.stream
     try:
@@ -163,7 +157,7 @@ def train_and_measure(method: str, task: Task, options: Any, context: Any) -> di
     return {
         "curves": {name: {part: np.round(found, 6).tolist() for part, found in curve._asdict().items()}
                    for name, curve in curves.items()},
-        "confusion": confusions(fitted.history, stream.num_tasks),
+        "confusion": confusion(fitted.history, stream.num_tasks),
         "kept": kept_of(method, fitted.state, task, options),
         "tflops": operations(method, plan, task, options),
         "steps": steps,
