@@ -8,6 +8,7 @@ their compiled programs where the method does not read which classes came togeth
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -162,10 +163,13 @@ def next_stages(program: Program, known: tuple[int, ...], counts: np.ndarray) ->
 
 
 def steps_for(stages: Plan, epochs: float, batch_size: int) -> int:
-    """The steps of a task: those that its stages fix, and ``steps_of`` the others."""
+    """The steps of a task: those that its stages fix, and ``steps_of`` the others, of which each gets one at least."""
     free = tuple(stage for stage in stages if stage.steps is None)
     fixed = sum(stage.steps for stage in stages if stage.steps is not None)
-    return fixed + (steps_of(free, epochs, batch_size) if free else 0)
+    if not free:
+        return fixed
+    shares = [stage.share for stage in free]
+    return fixed + max(steps_of(free, epochs, batch_size), math.ceil(sum(shares) / min(shares)))
 
 
 def reader(program: Program, known: tuple[int, ...]) -> Learner:
