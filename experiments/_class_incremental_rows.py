@@ -18,6 +18,8 @@ PICTURES = ("l2p", "dytox")
 """Methods of transformers, whose bytes are not those of the others: run on pictures with a fixed memory."""
 ON_FEATURES = ("finetune", "replay", "icarl", "joint", "fetril", *PRETRAINED)
 TOUR = ("finetune", "replay", "icarl", "wa", "joint")
+QUICK = ("finetune", "replay", "joint", "ewc", "lwf", "icarl", "wa", "bic", "der")
+"""Those that the claims compare: every method compiles for some ten seconds, and the quick run has three minutes."""
 BRANCHES = ("baseline", "data-centric", "model-centric", "algorithm-centric")
 PRINTED = "cifar100_b0_inc10"
 
@@ -65,7 +67,7 @@ def families() -> dict[str, tuple[str, ...]]:
 def methods_of(config: Any, network: str) -> tuple[str, ...]:
     """The methods that are run on a setting of this network, families written out, without what does not apply."""
     known, several = catalogue(), families()
-    words = config.methods or (TOUR if config.preset == "tour" else ("all",))
+    words = config.methods or {"tour": TOUR, "quick": QUICK}.get(config.preset, ("all",))
     if not config.methods and config.long_tailed is not None:
         words = (*words, "balanced_replay")
     asked = choices("method", words, (*known, *several))
