@@ -77,8 +77,8 @@ class Config(Options):
     """digits, mnist5k, fashion_mnist, features (linear heads on EfficientNet's features of CIFAR-10); for a GPU
     cifar10, cifar100."""
     methods: tuple[str, ...] = ()
-    """Names, or the survey's categories (data_replay, knowledge_distillation, ...), or all. By default the preset's: tour
-    five, quick nine, standard all; balanced_replay with --long-tailed."""
+    """Names, or the survey's categories (data_replay, knowledge_distillation, ...), or all. By default the preset's:
+    tour five, quick nine, standard all; balanced_replay with --long-tailed."""
     seeds: int = 8
     """How many orders of the classes, each with its own split and its own first parameters."""
     memory: tuple[int, ...] = ()
