@@ -53,7 +53,7 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "digits": Setting(10, 124, True, (8, 8, 1), 2, "mlp", (50, 20), 40),
+    "digits": Setting(10, 124, True, (8, 8, 1), 2, "mlp", (50, 20), 40, 32, 0.07, 1e-3),
     "mnist5k": Setting(10, 400, True, (28, 28, 1), 2, "convnet", (200,), 20, 64, 0.05),
     "fashion_mnist": Setting(10, 1000, False, (28, 28, 1), 2, "convnet", (200,), 15, 64, 0.05),
     "features": Setting(10, 500, True, (1280,), 2, "linear", (200,), 20, 32, 0.05, 0.0, "float32"),

@@ -32,6 +32,7 @@ from jaxkit.class_incremental.distilled import weight_alignment
 from jaxkit.class_incremental.herding import herding
 from jaxkit.class_incremental.incremental import Phase, Run, View, make_run, plan_of, steps_of
 from jaxkit.class_incremental.memory import Keep, Memory
+from jaxkit.class_incremental.model import Model, load, start
 from jaxkit.class_incremental.protocol import (
     average_accuracy,
     curves,
@@ -307,6 +308,7 @@ __all__ = [
     "METHODS",
     "Keep",
     "Memory",
+    "Model",
     "Phase",
     "Run",
     "Stream",
@@ -324,11 +326,13 @@ __all__ = [
     "in_order",
     "intransigence",
     "last_accuracy",
+    "load",
     "make_run",
     "make_stream",
     "measure",
     "nearest_mean",
     "plan_of",
+    "start",
     "steps_of",
     "weight_alignment",
 ]
