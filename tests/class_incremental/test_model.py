@@ -257,6 +257,7 @@ def test_room_for_classes_doubles(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", ["bic", "der"])
 def test_methods_that_know_tasks_have_room_for_so_many(name):
     model = start(name, *rows(0, 1), memory=Keep(None, 5), epochs=1, tasks=2, capacity=4, **SMALL)
@@ -272,6 +273,7 @@ OTHERWISE = ("joint", "rmm", "l2p", "dytox")  # all rows again; all tasks known 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # three tasks, each compiled anew where a method reads the bounds of its tasks
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in OTHERWISE])
 def test_every_method_learns_one_task_more(name):
     settings = {**SMALL, "network_options": {"hidden": (16, 16)}}
