@@ -110,7 +110,11 @@ def cases() -> tuple[Case, ...]:
         one("dytox", (0.1, 0.1, 0.0), kd, memory=8, heads=2, finetune_share=5.0, **small),
         one("gem", swept={"margin": (0.0, 0.5)}, memory=8),
         one("agem", memory=8),
-        one("derpp", swept={"alpha": (0.0, 1.0), "beta": (0.0, 1.0)}, memory=8),
+        one("derpp", swept={"alpha": (0.0, 1.0), "beta": (0.0, 1.0)}, memory=8)._replace(
+            exempt={
+                "seeds": "under a map XLA rounds the sum of the step's three batches otherwise (3e-7 after 60 steps)"
+            }
+        ),
         one("fetril"),
         closed("simplecil"),
         closed("ranpac", width=24, ridges=(1.0, 10.0, 100.0)),
