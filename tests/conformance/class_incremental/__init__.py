@@ -91,13 +91,13 @@ def cases() -> tuple[Case, ...]:
         # The correction has two numbers to learn, on a few rows.
         one("bic", (0.3, 0.3, 0.0), {"temperature": (1.0, 4.0)}, memory=8),
         one("lucir", swept={"strength": (0.0, 5.0), "margin": (0.0, 1.0)}, memory=8),
-        # Of 60 steps an eighth over eight exemplars would be none.
+        # Of 60 steps an eighth over eight exemplars would be none, and an interruption needs some fifteen.
         one(
             "podnet",
             (0.3, 0.3, 0.0),
             {"spatial": (0.0, 5.0), "flat": (0.0, 5.0), "margin": (0.1, 0.9)},
             memory=8,
-            finetune_share=5.0,
+            finetune_share=12.0,
         ),
         one("der", swept={"strength": (0.0, 1.0)}, memory=8),
         one("memo", swept={"strength": (0.0, 1.0)}, memory=8),
