@@ -111,7 +111,7 @@ def cases() -> tuple[Case, ...]:
         one("l2p", swept={"strength": (0.0, 1.0)}, pool=4, length=2, top_k=2, batchwise=False, **small)._replace(
             exempt=KEY_BIAS
         ),
-        # The finetuning has eight exemplars, which replay has learnt before; twelve epochs of them are three dispatches.
+        # The finetuning has eight exemplars, which replay has learnt before; twelve epochs are three dispatches.
         one("dytox", (0.1, 0.1, 0.0), kd, memory=8, heads=2, finetune_share=12.0, **small)._replace(exempt=KEY_BIAS),
         one("gem", swept={"margin": (0.0, 0.5)}, memory=8),
         one("agem", memory=8),
