@@ -42,6 +42,7 @@ from jaxkit.class_incremental.protocol import (
     measure,
 )
 from jaxkit.class_incremental.readout import among, class_means, distillation, nearest_mean
+from jaxkit.class_incremental.recipes import by_recipe
 from jaxkit.class_incremental.stream import Stream, bounds_of, class_order, in_order, make_stream
 from jaxkit.class_incremental.task import Task
 from jaxkit.learner import Method
@@ -317,6 +318,7 @@ __all__ = [
     "among",
     "average_accuracy",
     "bounds_of",
+    "by_recipe",
     "class_means",
     "class_order",
     "curves",
