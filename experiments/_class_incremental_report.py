@@ -250,6 +250,19 @@ def _order(found: Sequence[Entry], setting: str) -> str:
     )
 
 
+def trained(options: dict[str, Any]) -> str:
+    """How a stream's methods are trained, in words."""
+    batches = f"batches of {options['batch_size']}"
+    if "recipe" in options:
+        shorter = "" if options["epochs"] is None else f", shortened to {options['epochs']:g} epochs of a later task"
+        source = {"paper": "text", "code": "released code"}[options["recipe"]]
+        return f"{batches}, epochs and rates of the survey's {source}{shorter}"
+    return (
+        f"{options['epochs']:g} epochs of {batches}, learning rate {options['learning_rate']:g}, weight decay "
+        f"{options['weight_decay']:g}"
+    )
+
+
 def notes(config: Any, outcomes: Sequence[Outcome]) -> str:
     """How the numbers were made."""
     parts = [
@@ -259,8 +272,9 @@ def notes(config: Any, outcomes: Sequence[Outcome]) -> str:
         "forgetting and intransigence are of the classifier, intransigence against joint training on the same orders. "
         "Methods without exemplars stand in every setting of their stream. SGD with momentum 0.9 and weight decay, "
         "anew in each phase of each task; a method with several phases has the epochs in each that its paper has in "
-        "proportion. The survey does not say of which read-out its figures are; those of iCaRL, and of GEM but for the "
-        "comparison at equal memory, are likely of the nearest mean and stand there."
+        "proportion. DER++ and MAS have 0.3 of the learning rate, above which they diverge on some streams. The survey "
+        "does not say of which read-out its figures are; those of iCaRL, and of GEM but for the comparison at equal "
+        "memory, are likely of the nearest mean and stand there."
     ]
     for stream in dict.fromkeys(one.cell.options["stream"] for one in outcomes):
         done = [one for one in outcomes if one.cell.options["stream"] == stream and one.result is not None]
@@ -271,9 +285,7 @@ def notes(config: Any, outcomes: Sequence[Outcome]) -> str:
         equal = f"{len(sizes)} tasks of {sizes[0]} classes" if len(set(sizes)) == 1 else f"tasks of {sizes} classes"
         text = (
             f"{stream}: {equal}, {result['train_rows']:,} training rows, {result['test_rows']:,} test rows "
-            f"({result['source']}); {options['network']}, {options['epochs']:g} epochs of batches of "
-            f"{options['batch_size']}, learning rate {options['learning_rate']:g}, weight decay "
-            f"{options['weight_decay']:g}; {options['seeds']} orders."
+            f"({result['source']}); {options['network']}, {trained(options)}; {options['seeds']} orders."
         )
         if any(one.cell.options.get("width") for one in done):
             widths = {one.cell.setting.rsplit(", ", 1)[1]: one.cell.options["width"] for one in done

@@ -28,6 +28,8 @@ from jaxkit.losses import balanced_cross_entropy
 QUICK = ("mlp", "linear")
 """Networks whose trainings take so short that they are not saved after every task."""
 AGEM_ROWS = 256
+PICTURES = transforms.chain(transforms.random_crop(4), transforms.horizontal_flip(), transforms.brightness(63 / 255))
+"""The augmentation of the survey's code for CIFAR."""
 SMALL: dict[str, dict[str, Any]] = {
     "l2p": {"length": 4, "top_k": 2},
     "ranpac": {"width": 2000},
@@ -36,8 +38,9 @@ SMALL: dict[str, dict[str, Any]] = {
 """Settings for some thousands of rows."""
 
 
-SLOWER = {"derpp": 0.3}
-"""The share of the study's learning rate for a method that it would throw off: a squared error of logits."""
+SLOWER = {"derpp": 0.3, "mas": 0.3}
+"""The share of the study's learning rate for a method that it would throw off: a squared error of logits, and an
+importance that the squared size of the logits gives."""
 
 
 def optimizer_of(options: Any, method: str = "") -> optax.GradientTransformation:
@@ -70,20 +73,24 @@ def make_of(method: str) -> Any:
     return balanced_replay if method in STUDY_METHODS else cil.METHODS[method].make
 
 
-def make_plan(method: str, options: Any, stream: cil.Stream, storage: str) -> Plan:
-    """The method as a plan on the network of its setting.
+def make_plan(method: str, options: Any, stream: cil.Stream, storage: str) -> tuple[Plan, int]:
+    """The method as a plan on the network of its setting, and its steps.
 
-    ``options`` has network, width, memory (None: the method keeps no exemplars), partial, batch_size, learning_rate and
-    weight_decay.
+    ``options`` has network, width, memory (None: the method keeps no exemplars), partial, epochs, batch_size,
+    learning_rate and weight_decay; with ``recipe`` the last two are not read.
     """
     settings: dict[str, Any] = {"stream": stream, "batch_size": options.batch_size}
     if options.memory is not None:
         settings["memory"] = cil.Keep(options.memory, storage=storage, partial=options.partial)
     if options.network == "resnet32":
-        settings["augment"] = transforms.chain(transforms.random_crop(4), transforms.horizontal_flip())
+        settings["augment"] = PICTURES
     network = network_of(options.network, stream.num_classes, options.width)
-    own = {"epochs": options.epochs} if method == "coil" else SMALL.get(method, {})
-    return make_of(method)(network, optimizer_of(options, method), **settings, **own)
+    own, kind = SMALL.get(method, {}), getattr(options, "recipe", "study")
+    if kind != "study":
+        return cil.by_recipe(method, kind, network, epochs=options.epochs, **settings, **own)
+    own = {"epochs": options.epochs} if method == "coil" else own
+    plan = make_of(method)(network, optimizer_of(options, method), **settings, **own)
+    return plan, cil.steps_of(plan, options.epochs, options.batch_size)
 
 
 def watched(stream: cil.Stream) -> Any:
@@ -145,10 +152,9 @@ def train_and_measure(method: str, task: Task, options: Any, context: Any) -> di
     """
     orders, stream = len(task.orders), task.stream
     try:
-        plan = make_plan(method, options, stream, task.storage)
+        plan, steps = make_plan(method, options, stream, task.storage)
     except check.UsageError as error:
         raise Skip(f"{method} does not apply here: {error}") from None
-    steps = cil.steps_of(plan, options.epochs, options.batch_size)
     begin = time.perf_counter()
     kept = {} if options.network in QUICK else {"workdir": context.workdir, "resume": context.resume}
     fitted = training.fit(
@@ -163,7 +169,7 @@ def train_and_measure(method: str, task: Task, options: Any, context: Any) -> di
                    for name, curve in curves.items()},
         "confusion": confusion(fitted.history, stream.num_tasks),
         "kept": kept_of(method, fitted.state, task, options),
-        "tflops": operations(method, plan, task, options),
+        "tflops": operations(method, plan, task, options, steps),
         "steps": steps,
         "seconds": seconds,
     }  # fmt: skip
@@ -184,12 +190,13 @@ def kept_of(method: str, states: Any, task: Task, options: Any) -> dict[str, flo
     }
 
 
-def operations(method: str, plan: Plan, task: Task, options: Any) -> float | None:
+def operations(method: str, plan: Plan, task: Task, options: Any, steps: int) -> float | None:
     """Training operations of one order in TFLOP, of the backbones; None for a linear model, which has none."""
     if options.network == "linear":
         return None
+    epochs = options.epochs or steps * options.batch_size / sum(stage.share for stage in plan)  # a recipe's, on average
     x = jax.ShapeDtypeStruct((1, *task.train["x"].shape[2:]), jnp.float32)
     rows = {"gem": options.memory, "agem": AGEM_ROWS}.get(method, 0) / options.batch_size
     network = network_of(options.network, task.stream.num_classes, options.width)
     own = STUDY_METHODS.get(method, method)
-    return flops.training_flops(own, plan, network, x, options.epochs, memory_rows=rows).total / 1e12
+    return flops.training_flops(own, plan, network, x, epochs, memory_rows=rows).total / 1e12

@@ -66,6 +66,7 @@ COST = {
     "der": 2.5, "memo": 2.2, "foster": 2.5, "gem": 3.0, "agem": 3.0, "podnet": 2.0, "coil": 1.6, "rmm": 2.5,
     "aanets": 2.5, "icarl": 1.3, "wa": 1.3, "bic": 1.4, "lucir": 1.6, "lwf": 1.3, "derpp": 2.0,
 }  # fmt: skip
+RECIPE_EPOCHS = 170
 COMPILING = {"mlp": 5.0, "linear": 4.0, "convnet": 12.0, "vit7": 20.0, "vit4": 20.0, "resnet32": 60.0}
 
 
@@ -94,6 +95,9 @@ class Config(Options):
     """Rows of the largest class over those of the smallest; None: no long tail."""
     epochs: float | None = None
     """Over the rows of a task; None: the setting's."""
+    recipe: str = "study"
+    """study: SGD at the setting's one rate; paper: the survey's text, 170 epochs, the rate a tenth after 80 and 120;
+    code: its released code, where every method has its own epochs and rates."""
     data: Path | None = None
     """Your own data: an .npz or .csv file, or a folder with one folder of images for each class."""
 
@@ -102,14 +106,14 @@ PRESETS = {
     "tour": Config(seeds=2, memory=(20,)),
     "quick": Config(seeds=8),
     "standard": Config(settings=("mnist5k", "fashion_mnist", "features"), seeds=3),
-    "paper": Config(settings=("cifar10", "cifar100"), seeds=3),
+    "paper": Config(settings=("cifar10", "cifar100"), seeds=3, recipe="paper"),
 }
 
 
 def cells(config: Config) -> list[Cell]:
     """One cell for each method and memory; one for all memories where a method keeps no exemplars."""
     from experiments._class_incremental_budget import shares_of
-    from jaxkit.class_incremental import bounds_of
+    from jaxkit import class_incremental as cil
 
     for size in config.memory:
         check.count("--memory", size)
@@ -119,10 +123,11 @@ def cells(config: Config) -> list[Cell]:
         check.number("--long-tailed", config.long_tailed, 1.0)
     if not config.memory == tuple(dict.fromkeys(config.memory)):
         raise check.UsageError(f"--memory names {config.memory} twice; give each size once")
+    recipe = check.choose("--recipe", config.recipe, ("study", *cil.RECIPES))
     known_methods, made = table.catalogue(), []
     for name, known, source in settings_of(config):
         increment = known.increment if config.increment is None else check.count("--increment", config.increment)
-        bounds = bounds_of(known.classes, increment, check.count("--base", config.base, 0))
+        bounds = cil.bounds_of(known.classes, increment, check.count("--base", config.base, 0))
         if len(bounds) < 2:
             raise check.UsageError(f"--increment {increment} leaves one task of {known.classes} classes; take fewer")
         title = titled(name, known, config, increment)
@@ -137,6 +142,8 @@ def cells(config: Config) -> list[Cell]:
             "batch_size": known.batch_size, "learning_rate": known.learning_rate, "weight_decay": known.weight_decay,
             **source,
         }  # fmt: skip
+        if recipe != "study":
+            options |= {"recipe": recipe, "epochs": config.epochs}
         patch = 7 if known.shape[0] % 7 == 0 else 4
         kind = lambda method, known=known, patch=patch: f"vit{patch}" if method in table.PICTURES else known.network
         free = {**options, "memory": None, "width": None}
@@ -194,6 +201,8 @@ def titled(name: str, known: Setting, config: Config, increment: int) -> str:
         said.append(f"long tail {config.long_tailed:g}")
     if config.epochs is not None and config.epochs != known.epochs:
         said.append(f"{config.epochs:g} epochs")
+    if check.fold(config.recipe) != "study":
+        said.append(f"recipe of the {check.fold(config.recipe)}")
     return ", ".join(said)
 
 
@@ -255,7 +264,7 @@ def seconds(cell: Cell, config: Config) -> float:
     classes, rows = (10, 100) if known is None else (known.classes, known.rows)
     tasks = max(classes // o["increment"], 1)
     seen = classes * rows * ((tasks + 1) / 2 if cell.method == "joint" else 1) + (tasks - 1) * (o["memory"] or 0)
-    steps = o["epochs"] * seen / o["batch_size"]
+    steps = (o["epochs"] or RECIPE_EPOCHS) * seen / o["batch_size"]
     step = STEP_SECONDS[o["network"]] * COST.get(cell.method, 1.0)
     return COMPILING[o["network"]] + o["seeds"] * steps * step
 

@@ -42,7 +42,7 @@ from jaxkit.class_incremental.protocol import (
     measure,
 )
 from jaxkit.class_incremental.readout import among, class_means, distillation, nearest_mean
-from jaxkit.class_incremental.recipes import by_recipe
+from jaxkit.class_incremental.recipes import RECIPES, by_recipe
 from jaxkit.class_incremental.stream import Stream, bounds_of, class_order, in_order, make_stream
 from jaxkit.class_incremental.task import Task
 from jaxkit.learner import Method
@@ -307,6 +307,7 @@ METHODS = {
 
 __all__ = [
     "METHODS",
+    "RECIPES",
     "Keep",
     "Memory",
     "Model",

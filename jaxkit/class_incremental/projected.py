@@ -17,6 +17,8 @@ from jaxkit.class_incremental.baselines import new_classes
 from jaxkit.class_incremental.distilled import Scalar
 from jaxkit.class_incremental.incremental import Phase, Run, Settings, View, make_run, plan_of
 from jaxkit.class_incremental.readout import among
+from jaxkit.class_incremental.stream import Stream
+from jaxkit.class_incremental.task import Task
 from jaxkit.learner import Batch, Gradient, Key, Network, Params, Plan, PyTree
 from jaxkit.losses import cross_entropy
 
@@ -77,16 +79,45 @@ def _projected(project: Callable[[Array, Params, PyTree, Key], Array]) -> Gradie
     return Gradient(lambda params: (), apply)
 
 
-def _memory_grad(network: Network, params: Params, variables: PyTree, rows: Batch, low: Array, high: Array) -> Array:
-    """The gradient, as one vector, of the mean cross-entropy of the valid rows among the classes low..high-1."""
+def _memory_grad(
+    network: Network, params: Params, variables: PyTree, rows: Batch, low: Array, high: Array, total: Array
+) -> Array:
+    """The gradient, as one vector, of 1 / total times the cross-entropies of the valid rows among the classes
+    low..high-1."""
 
     def objective(params: Params) -> Array:
         outputs, _ = network.apply(params, variables, rows["x"], train=True, key=rows["key"], valid=rows["valid"])
         logits = among(outputs["logits"], low[:, None], high[:, None])
         losses = jnp.where(rows["valid"], cross_entropy(logits, rows["y"]), 0.0)
-        return losses.sum() / jnp.maximum(rows["valid"].sum(), 1)
+        return losses.sum() / jnp.maximum(total, 1)
 
     return ravel_pytree(jax.grad(objective)(params))[0]
+
+
+def memory_gradients(
+    network: Network, params: Params, variables: PyTree, task: Task, stream: Stream, chunk: int, key: Key
+) -> Float[Array, "tasks params"]:
+    """A row for each task but the last: of a task before this one the gradient of the mean cross-entropy of its
+    exemplars among its classes, else 0. ``chunk`` exemplars go through the network at once."""
+    bounds = jnp.asarray((0, *stream.bounds), jnp.int32)
+    label, _ = memories.labels(task.memory)
+    ends = jnp.concatenate([jnp.zeros((1,), jnp.int32), jnp.cumsum(task.memory.counts)])[bounds]  # slots, by task
+
+    def part(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        k, slot, grads = carry
+        slots = slot + jnp.arange(chunk, dtype=jnp.int32)
+        mine, slots = slots < ends[k + 1], jnp.minimum(slots, label.size - 1)
+        low, high = jnp.full((chunk,), bounds[k]), jnp.full((chunk,), bounds[k + 1])
+        rows = {"x": memories.read(task.memory, slots), "y": jnp.where(mine, label[slots], low), "valid": mine}
+        rows["key"] = jax.random.fold_in(key, slot)
+        more = _memory_grad(network, params, variables, rows, low, high, ends[k + 1] - ends[k])
+        done = slot + chunk >= ends[k + 1]
+        return k + done, jnp.where(done, ends[k + 1], slot + chunk), grads.at[k].add(more)
+
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    nothing = jnp.zeros((max(stream.num_tasks - 1, 1), size), jnp.float32)
+    start = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), nothing
+    return jax.lax.while_loop(lambda carry: carry[0] < task.number, part, start)[2]
 
 
 def gem(
@@ -97,7 +128,8 @@ def gem(
     **settings: Unpack[Settings],
 ) -> Plan:
     """min CE(z_new) on the task's rows, each step along ``gem_projection``: g_k is the gradient of the cross-entropy of
-    all exemplars of task k among its classes.
+    all exemplars of task k among its classes. (They go through the network in parts, as many rows as a task has at the
+    end of the stream, so that a step costs the same in every task; batch statistics are those of a part.)
 
     Args:
       network, optimizer: of every task.
@@ -108,22 +140,12 @@ def gem(
     """
     check.number("margin", margin, 0.0)
     run = own_gradient("gem", settings)
-    bounds = jnp.asarray((0, *run.stream.bounds), jnp.int32)
     earlier = max(run.stream.num_tasks - 1, 1)
+    chunk = -(-run.keep.slots(run.stream.num_classes) // earlier)  # what a task has at the end of the stream
 
     def project(grad, params, carried, key):
         variables, task = carried
-        label, taken = memories.labels(task.memory)
-        x = memories.read(task.memory, jnp.arange(label.size))
-
-        def one(k: Array, grads: Array) -> Array:
-            low, high = bounds[k], bounds[k + 1]
-            mine = taken & (label >= low) & (label < high)
-            rows = {"x": x, "y": jnp.where(mine, label, low), "valid": mine, "key": key}
-            ends = jnp.full(label.shape, low), jnp.full(label.shape, high)
-            return grads.at[k].set(_memory_grad(network, params, variables, rows, *ends))
-
-        grads = jax.lax.fori_loop(0, task.number, one, jnp.zeros((earlier, grad.size), grad.dtype))
+        grads = memory_gradients(network, params, variables, task, run.stream, chunk, key)
         return gem_projection(grad, grads, jnp.arange(earlier) < task.number, margin)
 
     return _plan(network, optimizer, run, project)
@@ -159,7 +181,8 @@ def agem(
         rows = {"x": memories.read(task.memory, slots), "y": label, "key": key}
         rows["valid"] = jnp.full((size,), task.number > 0)
         number = task_of[label]
-        reference = _memory_grad(network, params, variables, rows, bounds[number], bounds[number + 1])
+        ends = bounds[number], bounds[number + 1]
+        reference = _memory_grad(network, params, variables, rows, *ends, jnp.asarray(size))
         return jnp.where(task.number > 0, agem_projection(grad, reference), grad)
 
     return _plan(network, optimizer, run, project)

@@ -75,7 +75,7 @@ CODE = {
     "memo": Recipe(_FIRST, Stretch(170)),
 }
 """Zhou et al. 2024, released code and its scripts for CIFAR-100."""
-KINDS = ("paper", "code")
+RECIPES = ("paper", "code")
 
 
 def recipe_of(kind: str, method: str) -> Recipe:
@@ -91,7 +91,7 @@ def recipe_of(kind: str, method: str) -> Recipe:
     Raises:
       UsageError: an unknown kind, or a method without such a recipe.
     """
-    if check.choose("recipe", kind, KINDS) == "paper":
+    if check.choose("recipe", kind, RECIPES) == "paper":
         return Recipe(_TEXT, _TEXT, _SECOND.get(method, ()))
     if method not in CODE:
         raise check.UsageError(f"the survey's code has no recipe for {method}, but for {', '.join(CODE)}; take paper")
@@ -166,7 +166,9 @@ def by_recipe(
     factor = 1.0 if epochs is None else float(check.positive("epochs", epochs)) / recipe.later.epochs
     stretches = tuple(dict.fromkeys((recipe.first, recipe.later, *dict(recipe.phases).values())))
     optimizer = paced(stretches)
-    own = {"finetune_optimizer": optimizer} if method == "podnet" else {}
+    own: dict[str, Any] = {"finetune_optimizer": optimizer} if method == "podnet" else {}
+    if method == "coil":  # its weights change over the epochs
+        own = {"epochs": factor * recipe.later.epochs}
     plan = METHODS[method].make(network, optimizer, batch_size=batch_size, **own, **settings)
     if any(stage.steps is not None for stage in plan):
         raise check.UsageError(f"{method} has no phases of descent; a recipe is for methods that train a network")

@@ -71,6 +71,17 @@ def horizontal_flip(probability: float = 0.5) -> Transform:
     )
 
 
+def brightness(strength: float) -> Transform:
+    """c x with one c for each row, uniform from max(0, 1 - strength) to 1 + strength, cut to [0, 1], where x lies."""
+    check.number("strength", strength, 0.0)
+
+    def one(x: jax.Array, key: Key) -> jax.Array:
+        factor = jax.random.uniform(key, (), x.dtype, max(0.0, 1.0 - strength), 1.0 + strength)
+        return jnp.clip(factor * _image(x, "brightness"), 0.0, 1.0)
+
+    return per_row(one)
+
+
 def normalise(mean: Sequence[float] | float, std: Sequence[float] | float) -> Transform:
     """(x - mean) / std, per channel (the last axis) or for all; draws nothing.
 

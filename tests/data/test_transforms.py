@@ -18,6 +18,7 @@ def test_identities():
     for transform in (
         t.random_crop(0),
         t.horizontal_flip(0.0),
+        t.brightness(0.0),
         t.normalise(0.0, 1.0),
         t.gaussian_noise(0.0),
         t.chain(),
@@ -45,6 +46,17 @@ def test_flip_mirrors_about_half():
     same, mirrored = (out == x).all((1, 2, 3)), (out == x[:, :, ::-1]).all((1, 2, 3))
     assert (same ^ mirrored).all()
     assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(2000)
+
+
+def test_brightness_is_one_factor_of_a_row():
+    x = jax.random.uniform(KEY, (2000, 2, 2, 3), minval=0.1, maxval=0.5)
+    factors = np.asarray(t.brightness(0.4)(x, KEY) / x).reshape(2000, -1)
+    np.testing.assert_allclose(factors, np.repeat(factors[:, :1], 12, axis=1), rtol=1e-5)
+    assert factors.min() >= 0.6 - 1e-5 and factors.max() <= 1.4 + 1e-5
+    assert abs(factors[:, 0].mean() - 1.0) < 4 * (0.8 / np.sqrt(12)) / np.sqrt(2000)
+    assert np.asarray(t.brightness(3.0)(jnp.full((50, 1, 1, 1), 0.9), KEY)).max() == 1.0  # cut, not wrapped
+    with pytest.raises(UsageError, match="strength"):
+        t.brightness(-0.1)
 
 
 def test_noise_has_its_scale_and_a_key_per_row():

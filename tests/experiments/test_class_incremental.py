@@ -139,7 +139,7 @@ def test_balanced_replay_counts_the_rows_of_its_pool():
     task = tasks.task_of("digits", 1, None, 2, 0, 10.0)
     rows = {name: jnp.asarray(value[0]) for name, value in task.train.items()}
     options = {"network": "mlp", "width": None, "memory": 20, "partial": True, "batch_size": 32, "learning_rate": 0.1}
-    plan = runs.make_plan("balanced_replay", SimpleNamespace(**options, weight_decay=0.0), task.stream, "uint8")
+    plan, _ = runs.make_plan("balanced_replay", SimpleNamespace(**options, weight_decay=0.0), task.stream, "uint8")
     state = jax.jit(lambda key: plan[0].begin(None, rows, key))(jax.random.key(0))
     have = np.bincount(task.train["y"][0], minlength=10)
     assert state.extra.own.tolist() == [*have[:2], *[0] * 8]
@@ -159,7 +159,7 @@ def test_every_method_makes_a_plan_on_its_network_and_keeps_exemplars_or_not(net
     for method in methods:
         options = SimpleNamespace(network=network, width=None, memory=8 if known[method].exemplars else None, epochs=2,
                                   partial=False, batch_size=8, learning_rate=0.1, weight_decay=0.0)  # fmt: skip
-        plan = runs.make_plan(method, options, cil.Stream((2, 4), 30, 30.0), "float32")
+        plan, _ = runs.make_plan(method, options, cil.Stream((2, 4), 30, 30.0), "float32")
         state = jax.eval_shape(plan[0].learner.init, jax.random.key(0), batch)
         assert isinstance(state.extra.memory, Memory) == known[method].exemplars, method
 
