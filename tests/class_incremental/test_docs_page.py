@@ -51,7 +51,7 @@ def test_what_the_page_names_exists():
 
 def test_the_blocks_of_the_page_run(capsys):
     blocks = re.findall(r"^```python\n(.*?)^```$", text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec", dont_inherit=True), names)
@@ -59,3 +59,4 @@ def test_the_blocks_of_the_page_run(capsys):
     assert printed[-2:] == ["603", "7431"]  # as in print
     assert set(names["predicted"].tolist()) <= set(range(6))
     assert names["curve"].seen.shape == (5,)
+    assert names["steps"] == sum(stage.steps for stage in names["plan"])  # by the recipe
