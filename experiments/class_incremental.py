@@ -202,7 +202,7 @@ def titled(name: str, known: Setting, config: Config, increment: int) -> str:
     if config.epochs is not None and config.epochs != known.epochs:
         said.append(f"{config.epochs:g} epochs")
     if check.fold(config.recipe) != "study":
-        said.append(f"recipe of the {check.fold(config.recipe)}")
+        said.append(f"{check.fold(config.recipe)} recipe")
     return ", ".join(said)
 
 

@@ -181,6 +181,19 @@ def test_budgets_make_methods_equal():
     assert curve[-1].give("der")[1] == budgets.WIDTHS["convnet"] > curve[0].give("der")[1]
 
 
+def test_a_recipe_has_its_own_steps_and_another_setting():
+    config = study.Config(methods=("replay", "wa", "l2p"), recipe="Code", memory=(50,))
+    cell, wa = study.cells(config)
+    assert cell.setting == "digits, code recipe, memory 50" and cell.options["epochs"] is None
+    task = study.task_of(cell)
+    plan, steps = runs.make_plan(cell.method, SimpleNamespace(**cell.options), task.stream, "uint8")
+    rows = [stage.share for stage in plan]
+    assert steps == sum(np.ceil(epochs * n / 32) for epochs, n in zip([200, 70, 70, 70, 70], rows))
+    longer, _ = runs.make_plan("wa", SimpleNamespace(**wa.options), task.stream, "uint8")
+    assert longer[1].steps == np.ceil(170 * rows[1] / 32)
+    assert "released code" in report.trained(cell.options) and "0.07" not in report.trained(cell.options)
+
+
 def outcome(method, last, ncm=0.5, setting="toy, memory 9", orders=4, memory=9):
     """A finished cell with curves around these last accuracies, whose noise the methods of an order share."""
     noise = np.linspace(-0.01, 0.01, orders)[:, None]
@@ -277,6 +290,7 @@ def test_data_that_cannot_be_had_is_said(monkeypatch):
         (["--budget", "equal"], "unknown --budget 'equal'"),
         (["--budget", "curve", "--settings", "cifar10"], "resnet32 has one width"),
         (["--budget", "curve", "--settings", "features"], "a linear model keeps no backbone"),
+        (["--recipe", "codes"], "unknown --recipe 'codes'; did you mean 'code'"),
         (["--long-tailed", "0.5"], "--long-tailed must lie in"),
         (["--epochs", "0"], "--epochs must be"),
         (["--data", "no.npz"], "no.npz: no such file or folder"),
