@@ -133,7 +133,7 @@ def confusion_figure(setting: str, pair: Sequence[Entry]) -> Any:
     from jaxkit.evaluation import Figure, style
 
     with style():
-        figure = Figure(1.2 + 3.2 * len(pair), 4.2)
+        figure = Figure(1.2 + 3.2 * len(pair), 3.7)
         grid = figure.subplots(1, len(pair), squeeze=False)[0]
         for axes, one in zip(grid, pair, strict=True):
             shares = 100 * np.asarray(one.outcome.result["confusion"])
