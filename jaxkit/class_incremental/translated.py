@@ -77,7 +77,8 @@ def fetril(network: Network, optimizer: optax.GradientTransformation, **settings
     3; the nearest mean by Euclidean distance, as in its released code.
     """
     run = make_run(**{**settings, "memory": None})
-    most, widest = run.stream.most_rows, max(run.stream.sizes)
+    most, sizes = run.stream.most_rows, [size for size in run.stream.sizes if size]
+    widest = max(sizes) if run.stream.room is None else sizes[-1]  # of an open stream one task is at hand
 
     def none(params: Params, variables: PyTree) -> Means:
         kernel = params["head"].get("kernel")

@@ -114,9 +114,14 @@ def test_the_root_holds_where_the_plain_recursion_does_not():
     assert not off(K) < 100 * tolerance  # NaN too
 
 
-@pytest.mark.parametrize("tasks", [1, 3])
-def test_ranpac_is_ridge_regression_with_the_lambda_of_the_newest_rows(tasks):
-    fitted = after("ranpac", tasks)[1]
+@pytest.mark.parametrize(("tasks", "width"), [(1, WIDTH), (3, WIDTH), (3, 160)])
+def test_ranpac_is_ridge_regression_with_the_lambda_of_the_newest_rows(tasks, width):
+    """With fewer features than the task has rows, and with more."""
+    assert (2 * STREAM.most_rows <= width) == (width == 160)
+    if width == WIDTH:
+        fitted = after("ranpac", tasks)[1]
+    else:
+        fitted = fit(plan("ranpac", width=width)[:tasks], digits(), key=0, steps=tasks, progress=False)
     x, y = rows_seen(tasks)
     h = expanded(fitted.state, x)
     own = fitted.state.extra.own
@@ -132,6 +137,18 @@ def test_ranpac_is_ridge_regression_with_the_lambda_of_the_newest_rows(tasks):
     assert fitted.history.metrics["ridge"][-1] == np.float32(ridge)
     want = ridge_regression(h, y, ridge)
     np.testing.assert_allclose(fitted.state.params["head"]["kernel"], want, atol=1e-3 * np.abs(want).max())
+
+
+def test_the_errors_by_rows_are_those_by_features():
+    rng = np.random.default_rng(2)
+    h, y, held = np.maximum(rng.normal(size=(24, 40)), 0), np.eye(3)[rng.integers(0, 3, 24)], np.arange(24) % 4 == 3
+    h[20:], y[20:], held[20:] = 0.0, 0.0, False  # not valid
+    want = []
+    for ridge in RIDGES:
+        kernel = ridge_regression(h[~held], y[~held], ridge)
+        want.append(np.square(h[held] @ kernel - y[held]).sum())
+    args = (jnp.asarray(h, jnp.float32), jnp.asarray(y, jnp.float32), jnp.asarray(held))
+    np.testing.assert_allclose(jax.jit(analytic.errors_by_rows)(*args, jnp.asarray(RIDGES)), want, rtol=1e-4)
 
 
 def test_a_ridge_that_float32_cannot_tell_from_zero_takes_no_part():
