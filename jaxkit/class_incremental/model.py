@@ -87,8 +87,9 @@ class Model:
         y = given.places(y, classes)
         held = given.probe_mask(y, self.probe, (self.key, number))
         given.check_rows(y, held, classes, open_ended.quota(program, self.format.shape, len(classes)))
-        stages = open_ended.next_stages(program, self.bounds, np.bincount(y[~held] - len(self.classes)))
         epochs = float(check.positive("epochs", self.epochs if epochs is None else epochs))
+        counts = np.bincount(y[~held] - len(self.classes))
+        stages = open_ended.next_stages(open_ended.with_epochs(program, epochs), self.bounds, counts)
         steps = open_ended.steps_for(stages, epochs, program.batch_size)
         key = jax.random.fold_in(jax.random.key(self.key), number)
         fitted = fit(stages, {"x": x[~held], "y": y[~held]}, key=key, steps=steps, state=state, progress=progress)
@@ -114,9 +115,8 @@ class Model:
         answer = open_ended.compiled(open_ended.reader(self.program, self.bounds).predict)
         parts = []
         for rows in np.array_split(x, range(CHUNK, len(x), CHUNK)):
-            room = 1 << (len(rows) - 1).bit_length()  # few shapes are compiled
-            filled = np.concatenate([rows, np.repeat(rows[:1], room - len(rows), axis=0)])
-            found = answer(self.state, filled)
+            place = np.arange(1 << (len(rows) - 1).bit_length())  # few shapes are compiled
+            found = answer(self.state, rows[np.minimum(place, len(rows) - 1)], place < len(rows))
             parts.append({name: np.asarray(found[name])[: len(rows)] for name in ("features", *READ_OUTS.values())})
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return {name: z if name == "features" else z[:, : len(self.classes)] for name, z in whole.items()}
@@ -220,17 +220,18 @@ def start(
     """The model that knows the classes of these rows; ``learn`` adds more.
 
     Args:
-      method: a name in ``METHODS``; not ``joint``, which needs all rows again.
+      method: a name in ``METHODS``, not of ``open_ended.CLOSED`` (``joint``, ``rmm``).
       x: rows; uint8 is divided by 255, other numbers are taken as they are.
       y: the label of each row, whole numbers or text.
       network: a name of ``jaxkit.networks``, or a function from the number of classes to a Network.
       network_options: of a network by name, such as ``{"hidden": (64,)}``.
       memory: exemplars in all, or a ``Keep``; 20 of each class by default. They are stored as uint8 where x is uint8 or
         lies in [0, 1], else as float32. Methods without exemplars take none.
-      capacity: classes for which there is room, a bound then. None: room enough, which doubles when it is used up;
-        methods outside ``open_ended.GROWING`` cannot grow and have room for twice the classes of the first task, or 10.
-      tasks: tasks for which those methods have room.
-      epochs: of each task.
+      capacity: classes for which there is room, a bound then. None: twice those of the first task, or 10, doubled when
+        they are used up, up to the exemplars in all; not for methods with arrays by task (those outside
+        ``open_ended.GROWING``: ``bic``, ``der``, ``memo``, ``dytox``), which cannot grow.
+      tasks: tasks for which those four have room; others take any number.
+      epochs: of each task; methods in closed form (``simplecil``, ``ranpac``, ``acil``) take one step.
       batch_size: rows of a step.
       optimizer, learning_rate: by name.
       key: the seed of everything random.

@@ -8,6 +8,7 @@ their compiled programs where the method does not read which classes came togeth
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,16 +25,28 @@ from jaxkit.class_incremental.stream import Stream, open_stream
 from jaxkit.learner import Learner, Network, Plan, TrainState
 from jaxkit.training import OPTIMIZERS, optimizer
 
-GROWING = ("finetune", "replay", "ewc", "si", "mas", "lwf", "icarl", "wa", "lucir", "podnet", "foster")
-"""Methods whose arrays have an axis of classes but none of tasks: they take any number of tasks, and more classes by
-longer arrays."""
+FREE = (
+    *("finetune", "replay", "ewc", "si", "mas", "lwf", "icarl", "wa", "lucir", "podnet", "foster", "l2p"),
+    *("derpp", "simplecil", "ranpac", "acil", "fetril", "coil", "aanets"),
+)
+"""Methods that read nothing of tasks but which classes are new, and have no arrays by task: ``GROWING`` and
+``SHARING``."""
 
-SHARING = (*GROWING, "der", "memo")
+GROWING = (*FREE, "gem", "agem")
+"""Methods whose arrays have an axis of classes but none of tasks: they take any number of tasks, and more classes by
+longer arrays. (Of the others BiC has a correction for each task, DER and MEMO a backbone, DyTox a token.)"""
+
+SHARING = (*FREE, "der", "memo")
 """Methods whose programs do not depend on which classes came together, so that later tasks of equal shapes share them.
 Others get the true bounds of their tasks, and compile for each task."""
 
-ALL_AT_ONCE = ("joint",)
-"""Methods that need the rows of all classes again."""
+CLOSED = {
+    "joint": "joint needs the rows of all classes at each task; train it by fit on make_stream, or start a method with "
+    "exemplars, such as replay",
+    "rmm": "rmm's policy is for tasks that are known in advance; train it by fit on make_stream, or start foster or "
+    "icarl, whose memory it manages",
+}
+"""Methods that cannot learn so, and what to do instead."""
 
 
 class Program(NamedTuple):
@@ -83,8 +96,8 @@ def make_program(**given: Any) -> Program:
     from jaxkit.class_incremental import METHODS  # the registry stands above this file
 
     method, network = check.choose("method", given["method"], METHODS), given["network"]
-    if method in ALL_AT_ONCE:
-        raise check.UsageError(f"{method} needs the rows of all classes at each task; train it by fit on a stream")
+    if method in CLOSED:
+        raise check.UsageError(CLOSED[method])
     for name in ("stream", "storage"):
         if name in given["settings"]:
             raise check.UsageError(f"{name} follows from the rows; leave it out")
@@ -143,6 +156,15 @@ def plan_for(program: Program, stream: Stream) -> Plan:
     )
 
 
+def with_epochs(program: Program, epochs: float) -> Program:
+    """The program with the epochs of a task among the settings of a method that reads them."""
+    from jaxkit.class_incremental import METHODS  # the registry stands above this file
+
+    if "epochs" not in inspect.signature(METHODS[program.method].make).parameters:
+        return program
+    return program._replace(settings=(*program.settings, ("epochs", epochs)))
+
+
 def stages_of(plan: Plan, task: int) -> Plan:
     """The stages of a task, counted from 0."""
     return tuple(stage for stage in plan if stage.name.split(":")[0] == f"task {task + 1}")
@@ -183,8 +205,8 @@ def reader(program: Program, known: tuple[int, ...]) -> Learner:
 
 @functools.lru_cache(maxsize=64)
 def compiled(predict: Callable) -> Callable:
-    """``(state, x) -> outputs``, jitted once for a learner."""
-    return jax.jit(lambda state, x: predict(state, {"x": x}))
+    """``(state, x, valid) -> outputs``, jitted once for a learner; without ``valid`` all rows are."""
+    return jax.jit(lambda state, x, valid=None: predict(state, {"x": x} if valid is None else {"x": x, "valid": valid}))
 
 
 def between_tasks(state: TrainState) -> TrainState:

@@ -19,9 +19,13 @@ from jaxkit.class_incremental import model as models
 from jaxkit.class_incremental.given import MOST_PROBES, probe_mask
 from jaxkit.class_incremental.model import load, start
 from jaxkit.class_incremental.open_ended import (
+    CLOSED,
+    GROWING,
+    SHARING,
     compiled,
     first_state,
     next_stages,
+    quota,
     reader,
     shapes_of,
     widened,
@@ -86,6 +90,19 @@ def test_more_rows_than_a_chunk_are_the_same_rows():
     many = learnt(3).outputs(np.tile(x, (5, 1)))  # 1,200 rows
     for name, values in learnt(3).outputs(x).items():
         np.testing.assert_allclose(many[name], np.tile(values, (5, 1)), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_fill_up_a_chunk_are_not_valid(monkeypatch):
+    """Where the rows of a batch vote (L2P) they would count."""
+    seen = []
+
+    def answer(state, x, valid):
+        seen.append(valid)
+        return {name: np.zeros((len(x), 10)) for name in ("features", "logits", "logits_ncm")}
+
+    monkeypatch.setattr(models.open_ended, "compiled", lambda predict: answer)
+    assert learnt(1).outputs(rows(0, count=5)[0])["logits"].shape == (5, 4)
+    np.testing.assert_array_equal(seen[0], [True] * 5 + [False] * 3)
 
 
 def test_the_old_model_is_as_it_was():
@@ -269,19 +286,69 @@ def test_methods_that_know_tasks_have_room_for_so_many(name):
         replace(model, program=model.program._replace(tasks=3)).learn(*rows(4))
 
 
-OTHERWISE = ("joint", "rmm", "l2p", "dytox")  # all rows again; all tasks known in advance; a transformer
+OWN = {
+    "ranpac": {"width": 200},
+    "acil": {"width": 200},
+    "l2p": {"pool": 4, "length": 2, "top_k": 2},
+    "dytox": {"heads": 2},
+}
+"""Settings of methods that would be slow with the sizes of their papers."""
+
+LAYERS = {**SMALL, "network_options": {"hidden": (16, 16)}}
+PATCHES = {**SMALL, "network": "vit", "network_options": {"patch": 4, "width": 8, "depth": 1, "heads": 2}}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # three tasks, each compiled anew where a method reads the bounds of its tasks
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in OTHERWISE])
-def test_every_method_learns_one_task_more(name):
-    settings = {**SMALL, "network_options": {"hidden": (16, 16)}}
-    model = start(name, *rows(0, 1), memory=Keep(None, 5), epochs=2, tasks=3, capacity=6, **settings)
-    for task in ((2, 3), (4, 5)):
-        model = model.learn(*rows(*task))
-    answers = model.predict(rows(*range(6), first=100)[0])
-    assert set(answers) <= set(NAMES[:6]) and model.forgetting().n == 16
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in CLOSED])
+def test_every_method_learns_one_task_more(name, monkeypatch, tmp_path):
+    """Two classes, then three, for which the room of a method that grows is doubled, then three."""
+    monkeypatch.setattr(models, "LEAST_CAPACITY", 2)
+    image, grows = name in ("l2p", "dytox"), name in GROWING
+    formed = lambda x, y: (x.reshape(-1, 8, 8, 1) if image else x, y)
+    settings = {**(PATCHES if image else LAYERS), **OWN.get(name, {}), **({} if grows else {"tasks": 3, "capacity": 8})}
+    model = start(name, *formed(*rows(0, 1)), memory=Keep(None, 5), epochs=2, **settings)
+    x, state = formed(*rows(*range(8), first=100))[0], jax.tree.map(np.array, model.state)
+    outputs = model.outputs(x)
+    if grows:
+        wider, wide = model._with_room(5)
+        assert (model.program.capacity, wider.capacity) == (4, 8)
+        found = compiled(reader(wider, model.bounds).predict)(wide, x)
+        for read_out, values in outputs.items():
+            np.testing.assert_allclose(found[read_out][:, : values.shape[1]], values, rtol=1e-4, atol=1e-5)
+    few = 5 if quota(model.program, model.format.shape, 3) else 1
+    for refused, message in (
+        (rows(1, 2), "class 'one' was learnt in task 1"),
+        (rows(2, count=few), f"class 'two' has {few} row.*1 is held back"),
+        ((np.zeros((8, 9), np.float32), ["two"] * 8), "x must have the shape"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            model.learn(*(refused if len(refused[0][0]) == 9 else formed(*refused)))
+    second = model.learn(*formed(*rows(2, 3, 4)))
+    assert same(model.state, state) and model.bounds == (2,)
+    for read_out, values in model.outputs(x).items():
+        np.testing.assert_array_equal(values, outputs[read_out])
+    compiled_before = program.compile_steps.cache_info().misses
+    third = second.learn(*formed(*rows(5, 6, 7)))
+    assert (program.compile_steps.cache_info().misses == compiled_before) == (name in SHARING)
+    assert third.program.capacity == 8 and third.bounds == (2, 5, 8) and third.forgetting().n == 20
+    assert set(third.predict(x)) <= set(NAMES[:8])
+    again = load(third.save(tmp_path / "model.npz"))
+    assert same(again.state, third.state)
+    np.testing.assert_array_equal(again.predict(x), third.predict(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("joint", "joint needs the rows of all classes .* train it by fit on make_stream, or start .* replay"),
+        ("rmm", "rmm's policy is for tasks that are known in advance; train it by fit .* or start foster or icarl"),
+    ],
+)
+def test_methods_that_cannot_learn_so_say_what_to_do_instead(name, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        start(name, *rows(0, 1), memory=20, **SMALL)
+    assert "\n" not in str(caught.value)
 
 
 def test_images_of_bytes_and_numbers_beyond_one():
@@ -355,7 +422,6 @@ X = np.zeros((4, 64), np.float32)
         (lambda: begin(0, 1, 2, capacity=2), "room for 2 classes, as it was started, and there would be 3"),
         (lambda: small_memory().learn(*rows(4)), "memory of 4 exemplars is less than one for each of 5 classes"),
         (lambda: begin(0, 1, 2, memory=2), "a memory of 2 exemplars is less than one"),
-        (lambda: begin(0, 1, method="joint"), "joint needs the rows of all classes"),
         (lambda: begin(0, 1, method="icral"), "did you mean 'icarl'"),
         (lambda: begin(0, 1, network=mlp(4)), "a name or a function of the number of classes"),
         (lambda: begin(0, 1, network=lambda n: None), "it gave a NoneType"),
