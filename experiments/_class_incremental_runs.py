@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import _class_incremental_search as search
 from experiments._class_incremental_budget import STUDY_METHODS, network_of, parts_of
 from experiments._class_incremental_data import Task
 from experiments.runner import Cell, Skip
@@ -73,8 +74,8 @@ def make_of(method: str) -> Any:
     return balanced_replay if method in STUDY_METHODS else cil.METHODS[method].make
 
 
-def make_plan(method: str, options: Any, stream: cil.Stream, storage: str) -> tuple[Plan, int]:
-    """The method as a plan on the network of its setting, and its steps.
+def make_plan(method: str, options: Any, stream: cil.Stream, storage: str, **more: Any) -> tuple[Plan, int]:
+    """The method as a plan on the network of its setting, and its steps; ``more`` are settings of its own.
 
     ``options`` has network, width, memory (None: the method keeps no exemplars), partial, epochs, batch_size,
     learning_rate and weight_decay; with ``recipe`` the last two are not read.
@@ -85,7 +86,7 @@ def make_plan(method: str, options: Any, stream: cil.Stream, storage: str) -> tu
     if options.network == "resnet32":
         settings["augment"] = PICTURES
     network = network_of(options.network, stream.num_classes, options.width)
-    own, kind = SMALL.get(method, {}), getattr(options, "recipe", "study")
+    own, kind = {**SMALL.get(method, {}), **more}, getattr(options, "recipe", "study")
     if kind != "study":
         return cil.by_recipe(method, kind, network, epochs=options.epochs, **settings, **own)
     own = {"epochs": options.epochs} if method == "coil" else own
@@ -148,30 +149,38 @@ def train_and_measure(method: str, task: Task, options: Any, context: Any) -> di
     """Train a method on all orders at once, and measure both read-outs after each task.
 
     Returns curves (read-out -> ``seen`` [orders][tasks] and ``by_task`` [orders][tasks][tasks], fractions), the
-    confusion of tasks, what the model keeps, the operations of an order's training, steps and seconds.
+    confusion of tasks, what the model keeps, the operations of an order's training, steps and seconds; and the policy
+    if one was searched for.
     """
-    orders, stream = len(task.orders), task.stream
+    orders, stream, start, found = len(task.orders), task.stream, None, {}
+    make = lambda options, stream, **rates: make_plan(method, options, stream, task.storage, **rates)
     try:
-        plan, steps = make_plan(method, options, stream, task.storage)
+        if getattr(options, "search_policy", False):
+            folder = None if options.network in QUICK else context.workdir
+            found = {"policy": search.searched(make, task, options, folder, context.resume)}
+            plan, steps, start = search.plan_and_start(make, task, options, found["policy"])
+        else:
+            plan, steps = make(options, stream)
     except check.UsageError as error:
         raise Skip(f"{method} does not apply here: {error}") from None
     begin = time.perf_counter()
     kept = {} if options.network in QUICK else {"workdir": context.workdir, "resume": context.resume}
     fitted = training.fit(
-        plan, task.train, key=0, steps=steps, seeds=orders, per_seed=True, progress=False,
+        plan, task.train, key=0, steps=steps, seeds=orders, per_seed=True, state=start, progress=False,
         eval=training.Evaluation(task.test, watched(stream)), profile=context.profile,
         tag=f"{method} {options}", **kept,
     )  # fmt: skip
     seconds = round(time.perf_counter() - begin, 2)
     curves = cil.curves(fitted.history, plan, stream)
     return {
-        "curves": {name: {part: np.round(found, 6).tolist() for part, found in curve._asdict().items()}
+        "curves": {name: {part: np.round(values, 6).tolist() for part, values in curve._asdict().items()}
                    for name, curve in curves.items()},
         "confusion": confusion(fitted.history, stream.num_tasks),
         "kept": kept_of(method, fitted.state, task, options),
         "tflops": operations(method, plan, task, options, steps),
         "steps": steps,
         "seconds": seconds,
+        **found,
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from experiments import _class_incremental_report as report
 from experiments import _class_incremental_rows as table
+from experiments import _class_incremental_search as search
 from experiments import run_folder
 from experiments.first_steps import fingerprint
 from experiments.runner import Cell, Context, Options, Study, choices, run
@@ -98,12 +99,14 @@ class Config(Options):
     recipe: str = "study"
     """study: SGD at the setting's one rate; paper: the survey's text, 170 epochs, the rate a tenth after 80 and 120;
     code: its released code, where every method has its own epochs and rates."""
+    search_policy: bool = False
+    """Search the rates of rmm on pseudo-tasks of training rows before it trains; else they are the published ones."""
     data: Path | None = None
     """Your own data: an .npz or .csv file, or a folder with one folder of images for each class."""
 
 
 PRESETS = {
-    "tour": Config(seeds=2, memory=(20,)),
+    "tour": Config(seeds=4, memory=(20,)),
     "quick": Config(seeds=8),
     "standard": Config(settings=("mnist5k", "fashion_mnist", "features"), seeds=3),
     "paper": Config(settings=("cifar10", "cifar100"), seeds=3, recipe="paper"),
@@ -135,6 +138,7 @@ def cells(config: Config) -> list[Cell]:
         methods = table.methods_of(config, known.network)
         if not methods:
             raise check.UsageError(f"none of the methods asked for runs on {name}; name others, or another setting")
+        search.check_methods(config, methods, name)
         options = {
             "stream": title, "seeds": config.seeds, "increment": increment, "base": config.base,
             "rows": None if known.all_rows else known.rows, "long_tailed": config.long_tailed, "partial": partial,
@@ -154,7 +158,7 @@ def cells(config: Config) -> list[Cell]:
             for method in (m for m in methods if known_methods[m].exemplars):
                 size, width = share.give(method)
                 check_memory(size, known, bounds, partial)
-                own = {"memory": size, "width": width, "network": kind(method)}
+                own = {"memory": size, "width": width, "network": kind(method), **search.asked(config, method)}
                 made.append(Cell(f"{title}, {share.label}", method, {**options, **own}))
     return made
 
@@ -254,7 +258,7 @@ def said(config: Config, todo: Sequence[Cell]) -> list[str]:
         lines.append(f"{task.stream.num_classes} classes, {task.train['y'].shape[1]:,} training rows; tasks of {sizes}")
     orders = config.seeds
     lines.append(f"{len(todo)} trainings of {orders} order{'s' * (orders != 1)} of the classes each")
-    return lines
+    return lines + search.said(todo)
 
 
 def seconds(cell: Cell, config: Config) -> float:
@@ -266,7 +270,8 @@ def seconds(cell: Cell, config: Config) -> float:
     seen = classes * rows * ((tasks + 1) / 2 if cell.method == "joint" else 1) + (tasks - 1) * (o["memory"] or 0)
     steps = (o["epochs"] or RECIPE_EPOCHS) * seen / o["batch_size"]
     step = STEP_SECONDS[o["network"]] * COST.get(cell.method, 1.0)
-    return COMPILING[o["network"]] + o["seeds"] * steps * step
+    searched = search.times(cell)
+    return COMPILING[o["network"]] * (4 if searched else 1) + (1 + searched) * o["seeds"] * steps * step
 
 
 STUDY = Study(

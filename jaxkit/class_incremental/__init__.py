@@ -155,8 +155,10 @@ METHODS = {
         paper="A. Douillard et al. PODNet: pooled outputs distillation for small-tasks incremental learning. ECCV",
         year=2020,
         categories=("algorithm-centric", "knowledge distillation"),
-        evidence=f"eq. 5 to 10; {_CODE}: 10 proxies, lambda 5 and 1, margin 0.6",
+        evidence=f"eq. 5 to 10; {_CODE}: 10 proxies, lambda 5 and 1, margin 0.6 on the truth alone",
         traced=("spatial", "flat", "margin"),
+        not_reproduced="proxies of new classes from k-means, fresh ones in its place as in the survey's code; of a "
+        "ResNet the last map before the mean over pixels takes no part in POD-spatial",
     ),
     "der": Method(
         make=expanding.der,
@@ -290,7 +292,7 @@ METHODS = {
         categories=("data-centric", "data replay"),
         evidence=f"{_CODE}: on FOSTER or iCaRL, with the rates of its scripts for CIFAR-100",
         traced=("temperature",),
-        not_reproduced="the search of the policy by reinforcement learning on pseudo-tasks; rates are given",
+        not_reproduced="the search (policy_search) has a linear softmax policy over a few rates, of the task alone",
     ),
     "aanets": Method(
         make=branches.aanets,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxkit.class_incremental.incremental import Settings, make_run, rows_seen
 from jaxkit.class_incremental.memory import Keep
 from jaxkit.class_incremental.stream import Stream
 from jaxkit.class_incremental.task import Groups, Task
-from jaxkit.learner import Data, Key, Network, Plan, PyTree, Source, TrainState
+from jaxkit.learner import Data, Key, Network, Plan, PyTree, Source, Stage, TrainState
 
 Rates = tuple[float, ...]
 
@@ -50,7 +50,7 @@ def published_policy(base: str, tasks: int) -> tuple[Rates, Rates]:
 
 
 class Shares(NamedTuple):
-    """What a policy comes to, each with one entry for each task.
+    """What a policy comes to, each with one entry for each task; in a state ``Task.own``, as arrays.
 
     Attributes:
       rows: the share of the rows of each new class that are trained on.
@@ -59,11 +59,11 @@ class Shares(NamedTuple):
         with a high one.
     """
 
-    rows: tuple[float, ...]
-    totals: tuple[int, ...]
-    more: tuple[int, ...]
-    even: tuple[int, ...]
-    less: tuple[int, ...]
+    rows: Any
+    totals: Any
+    more: Any
+    even: Any
+    less: Any
 
 
 def shares_of(stream: Stream, total: int, m_rates: Rates, c_rates: Rates) -> Shares:
@@ -84,6 +84,18 @@ def shares_of(stream: Stream, total: int, m_rates: Rates, c_rates: Rates) -> Sha
     return Shares(rows, tuple(totals), tuple(more), tuple(even), tuple(less))
 
 
+def stacked(policies: Sequence[Shares]) -> Shares:
+    """Several policies as arrays, [policies, tasks] each: ``fit(plan, data, state=stacked(...), seeds=len(policies))``
+    trains a plan of ``rmm`` with all of them at once, seed i with the i-th."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[_arrays(one) for one in policies])
+
+
+def _arrays(shares: Shares) -> Shares:
+    """One policy as arrays."""
+    counts = (jnp.asarray(values, jnp.int32) for values in shares[1:])
+    return Shares(jnp.asarray(shares.rows, jnp.float32), *counts)
+
+
 def quotas(shares: Shares, task: Task, losses: Float[Array, " classes"]) -> Int[Array, " classes"]:
     """Exemplars of each class at the end of a task. Of an odd number of new classes the middle one gets as many as an
     old class, so that the total is at most M_t."""
@@ -98,9 +110,9 @@ def quotas(shares: Shares, task: Task, losses: Float[Array, " classes"]) -> Int[
     return jnp.where(new, of_new, jnp.where(place < task.old, at(shares.even), 0))
 
 
-def thinned(source: Source, rows: Sequence[float]) -> Source:
+def thinned(source: Source) -> Source:
     """The source with ``floor(rows[task] n)`` rows, at least one, of each new class, drawn once and without
-    replacement."""
+    replacement; ``rows`` of the ``Shares`` in the state."""
 
     def init(data: Data, key: Key) -> Groups:
         groups = source.init(data, key)
@@ -110,7 +122,7 @@ def thinned(source: Source, rows: Sequence[float]) -> Source:
     def next_(data: Data, groups: Groups, state: TrainState, step: Array, key: Key) -> tuple[PyTree, PyTree]:
         task = state.extra
         place = jnp.arange(groups.counts.size)
-        fewer = jnp.floor(groups.counts * jnp.asarray(rows, jnp.float32)[task.number] + 1e-3).astype(jnp.int32)
+        fewer = jnp.floor(groups.counts * task.own.rows[task.number] + 1e-3).astype(jnp.int32)
         counts = jnp.where((place >= task.old) & (place < task.seen), jnp.maximum(fewer, 1), groups.counts)
         return groups, source.next(data, groups._replace(counts=counts), state, step, key)[1]
 
@@ -124,6 +136,7 @@ def rmm(
     base: str = "foster",
     m_rates: Sequence[float] | None = None,
     c_rates: Sequence[float] | None = None,
+    highest: float | None = None,
     temperature: Scalar = 2.0,
     **settings: Unpack[Settings],
 ) -> Plan:
@@ -135,7 +148,10 @@ def rmm(
     Args:
       network, optimizer: of the base method.
       base: ``foster`` or ``icarl``.
-      m_rates, c_rates: one for each task, from 0 to below 1; None: ``published_policy``.
+      m_rates, c_rates: one for each task, from 0 to below 1; None: ``published_policy``; ``policy_search`` finds them.
+      highest: the m-rate for which the memory has room where a policy is given to ``fit`` as its ``state``
+        (``stacked``), by which one compiled plan trains any policy, with the steps of ``m_rates``; None: there is room
+        for ``m_rates`` alone.
       temperature: T of the base method. May be traced.
       settings: see ``Settings``; ``memory`` is M, a number of exemplars in all.
 
@@ -158,8 +174,9 @@ def rmm(
     shares = shares_of(stream, keep.total, m_rates, c_rates)
     if min(shares.even) < 1:
         raise check.UsageError(f"a memory of {keep.total} exemplars is less than one of each class; take more")
-    room = keep._replace(total=max(shares.totals), partial=True)
-    settings = {**settings, "memory": room, "quota": lambda task, have, losses: quotas(shares, task, losses)}
+    most = shares if highest is None else shares_of(stream, keep.total, *_highest(highest, m_rates, c_rates))
+    room = keep._replace(total=max(*shares.totals, *most.totals), partial=True)
+    settings = {**settings, "memory": room, "quota": lambda task, have, losses: quotas(task.own, task, losses)}
     if base == "icarl":
         plan = icarl(network, optimizer, temperature=temperature, **settings)
     else:
@@ -168,9 +185,9 @@ def rmm(
 
 
 def _managed(plan: Plan, stream: Stream, room: Keep, shares: Shares) -> Plan:
-    """The plan with fewer rows of new classes, and steps by the rows that there are."""
+    """The plan with the policy in its state, with fewer rows of new classes, and steps by the rows that there are."""
     run = make_run(stream=stream, memory=room)
-    sources = {id(stage.source): thinned(stage.source, shares.rows) for stage in plan}
+    sources = {id(stage.source): thinned(stage.source) for stage in plan}
     before, mean = (0, *stream.bounds), stream.mean_rows
     stages = []
     for stage in plan:
@@ -179,7 +196,27 @@ def _managed(plan: Plan, stream: Stream, room: Keep, shares: Shares) -> Plan:
         rows = stream.sizes[task] * mean * shares.rows[task] + exemplars
         share = stage.share / rows_seen("replay", run, task) * rows
         stages.append(stage._replace(source=sources[id(stage.source)], share=share))
-    return tuple(stages)
+    return (_begun_with(stages[0], shares), *stages[1:])
+
+
+def _begun_with(stage: Stage, shares: Shares) -> Stage:
+    """The first stage, which puts a policy into the state: the one that ``fit`` is given as its state, or this one."""
+    begin = stage.begin
+
+    def with_policy(given: PyTree, data: Data, key: Key) -> TrainState:
+        if not isinstance(given, Shares | None):
+            raise check.UsageError(f"rmm begins with a policy (rmm.stacked) or nothing, not a {type(given).__name__}")
+        state = begin(None, data, key)
+        own = _arrays(shares) if given is None else given
+        return state._replace(extra=state.extra._replace(own=own))
+
+    return stage._replace(begin=with_policy)
+
+
+def _highest(highest: float, m_rates: Rates, c_rates: Rates) -> tuple[Rates, Rates]:
+    """The policy that needs the most room."""
+    check.number("highest", highest, max(m_rates), 0.99)
+    return (float(highest),) * len(m_rates), c_rates
 
 
 def _rates(name: str, rates: Sequence[float] | None, published: Rates, stream: Stream) -> Rates:

@@ -15,7 +15,7 @@ from jaxkit.check import UsageError
 from jaxkit.class_incremental import Keep, make_stream, steps_of
 from jaxkit.class_incremental import memory as memories
 from jaxkit.class_incremental.distilled import icarl
-from jaxkit.class_incremental.rmm import PUBLISHED, published_policy, quotas, rmm, shares_of, thinned
+from jaxkit.class_incremental.rmm import PUBLISHED, Shares, published_policy, quotas, rmm, shares_of, stacked, thinned
 from jaxkit.class_incremental.stream import Stream, open_stream
 from jaxkit.class_incremental.task import Task, pool_source
 from jaxkit.learner import TrainState
@@ -26,9 +26,9 @@ RNG = np.random.default_rng(0)
 CIFAR = Stream(tuple(range(10, 101, 10)), 500, 500.0)
 
 
-def task_at(number, old, seen, memory=()):
+def task_at(number, old, seen, memory=(), own=()):
     integer = lambda value: jnp.asarray(value, jnp.int32)
-    return Task(integer(number), integer(old), integer(seen), memory, (), (), ())
+    return Task(integer(number), integer(old), integer(seen), memory, (), (), own)
 
 
 def test_the_published_policy_on_cifar_100():
@@ -88,7 +88,8 @@ def test_fewer_rows_of_new_classes_and_all_exemplars():
     data = {"x": jnp.asarray(RNG.random((40, 3)), jnp.float32), "y": y}
     keep = Keep(8)
     memory = memories.Memory(jnp.zeros((8, 3), jnp.uint8), jnp.asarray([4, 4, 0, 0], jnp.int32))
-    source = thinned(pool_source("replay", 11, make_stream(y, 2), keep), (1.0, 0.7))
+    source = thinned(pool_source("replay", 11, make_stream(y, 2), keep))
+    own = Shares(jnp.asarray((1.0, 0.7), jnp.float32), (), (), (), ())
     init, key = jax.jit(source.init), jax.random.key(0)
     groups = init(data, key)
 
@@ -97,14 +98,14 @@ def test_fewer_rows_of_new_classes_and_all_exemplars():
         state = TrainState({}, {}, (), (), task, step)
         return source.next(data, groups, state, step, key)[1]
 
-    batches = [draw(task_at(1, 2, 4, memory), step) for step in range(6)]
+    batches = [draw(task_at(1, 2, 4, memory, own), step) for step in range(6)]
     index, labels = (np.concatenate([b[name] for b in batches]) for name in ("index", "y"))
     of_class = [set(index[labels == c].tolist()) for c in range(4)]
     assert [len(found) for found in of_class] == [4, 4, 7, 7]
     assert (np.asarray(y)[sorted(of_class[2] | of_class[3])] >= 2).all()
     assert min(of_class[0] | of_class[1]) >= 40  # exemplars
     assert init(data, jax.random.key(1)).order.tolist() != groups.order.tolist()  # which rows stay out is drawn
-    first = task_at(0, 0, 2, memory._replace(counts=jnp.zeros(4, jnp.int32)))
+    first = task_at(0, 0, 2, memory._replace(counts=jnp.zeros(4, jnp.int32)), own)
     index = np.concatenate([draw(first, step)["index"] for step in range(40)])
     assert sorted(set(index.tolist())) == list(range(20))  # the first task has all its rows
 
@@ -143,6 +144,26 @@ def test_without_rates_it_is_the_base_method():
     assert shares.even == shares.more == shares.less == (6, 3, 2)
 
 
+def test_policies_given_at_the_start_train_at_once_as_each_would_alone():
+    zeros = (0.0, 0.0, 0.0)
+    policies = [((0.5, 0.5, 0.25), (0.0, 0.25, 0.5)), (zeros, zeros)]
+    plan = plan_on(rmm, base="icarl", m_rates=zeros, c_rates=zeros, highest=0.5)
+    stream = make_stream(rows()["y"], 2)
+    given = stacked([shares_of(stream, 12, *policy) for policy in policies])
+    together = fit(plan, rows(), key=0, steps=30, seeds=2, state=given, progress=False).state.extra
+    assert together.memory.x.shape[:2] == (2, 24)  # room for 12 + 0.5 * 2 * 12
+    own = plan_on(rmm, base="icarl", m_rates=policies[0][0], c_rates=policies[0][1])
+    own = tuple(one._replace(share=stage.share) for one, stage in zip(own, plan, strict=True))  # as many steps
+    alone = fit(own, rows(), key=jax.random.fold_in(jax.random.key(0), 0), steps=30, progress=False).state.extra
+    assert together.memory.counts[0].tolist() == alone.memory.counts.tolist()
+    taken = int(alone.memory.counts.sum())
+    np.testing.assert_array_equal(together.memory.x[0, :taken], alone.memory.x[:taken])
+    np.testing.assert_allclose(together.means[0], alone.means, rtol=1e-5, atol=1e-6)
+    assert together.memory.counts[1].tolist() == [2] * 6
+    with pytest.raises(UsageError, match="begins with a policy"):
+        fit(plan, rows(), key=0, steps=30, seeds=2, state=given.rows, progress=False)
+
+
 def test_the_steps_go_by_the_rows():
     plan = plan_on(rmm, m_rates=(0.0, 0.5, 0.5), c_rates=(0.0, 0.0, 0.0))
     # All 24 rows; then half of 24, and 6 exemplars of each of 2 classes, or 6 of each of 4 (12 + 0.5 * 24 over 4).
@@ -156,6 +177,7 @@ def test_the_steps_go_by_the_rows():
         (lambda: plan_on(rmm, base="wa"), "unknown base 'wa'"),
         (lambda: plan_on(rmm, m_rates=(0.1,)), "m_rates has 1 entries, the stream 3 tasks"),
         (lambda: plan_on(rmm, c_rates=(0.1, 0.1, 1.0)), "c_rates must lie in"),
+        (lambda: plan_on(rmm, m_rates=(0.5, 0.1, 0.1), highest=0.4), "highest must lie in"),
         (lambda: plan_on(rmm, memory=Keep(None, 3)), "shares out a number of exemplars in all"),
         (lambda: plan_on(rmm, memory=5), "less than one for each of 6 classes"),
         (lambda: plan_on(rmm, quota=lambda *_: None), "leave quota out"),
