@@ -16,12 +16,19 @@ MEGABYTE = 2**20
 
 
 def figures(config: Any, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """For each setting accuracy by task and a confusion matrix of two methods; for each stream accuracy against
-    memory."""
+    """For each setting accuracy by task and against operations, and a confusion matrix of two methods; for each stream
+    accuracy against memory."""
     found = [one for one in entries(outcomes) if one.values is not None]
     drawn = {}
     for setting in dict.fromkeys(one.setting for one in found):
         members = [one for one in found if one.setting == setting]
+        counted = [one for one in members if one.outcome.result["tflops"] is not None]
+        if len(counted) > 1:
+            drawn[f"compute_{slug(setting)}"] = (
+                compute_figure(setting, counted),
+                f"{setting}: accuracy against the training operations of the backbones (TFLOP for one order), means "
+                "and 95 % intervals over orders.",
+            )
         drawn[f"tasks_{slug(setting)}"] = (
             curves_figure(setting, members),
             f"{setting}: accuracy on all classes seen after each task, means over orders; above the classifier, below "
@@ -126,6 +133,27 @@ def memory_figure(stream: str, members: Sequence[Entry]) -> Any:
     return figure
 
 
+def compute_figure(setting: str, members: Sequence[Entry]) -> Any:
+    """A point for each method, by its better read-out."""
+    from jaxkit.evaluation import Figure, mean_interval, style
+
+    colours = colours_of([one.method for one in members if one.method not in GREY])
+    with style():
+        figure = Figure(7.4, 4.4)
+        axes = figure.subplots()
+        for one in sorted(members, key=lambda one: one.outcome.result["tflops"]):
+            found = max((mean_interval(one.values[metric]) for metric in ("last", "last_ncm")), key=lambda m: m.value)
+            colour, _ = colours.get(one.method) or (GREY[one.method], None)
+            spent, over = one.outcome.result["tflops"], len(one.values["last"]) > 1
+            axes.plot(spent, found.value, "o", color=colour, label=one.method)
+            if over:
+                axes.vlines(spent, found.low, found.high, color=colour, alpha=0.4, linewidth=1.0)
+            axes.annotate(one.method, (spent, found.value), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axes.set_xscale("log")
+        axes.set(xlabel="training operations, TFLOP", ylabel="last accuracy by the better read-out, %", title=setting)
+    return figure
+
+
 def confusion_figure(setting: str, pair: Sequence[Entry]) -> Any:
     """A square for each of two methods."""
     import numpy as np
@@ -140,12 +168,12 @@ def confusion_figure(setting: str, pair: Sequence[Entry]) -> Any:
             number = len(shares)
             image = axes.imshow(shares, vmin=0, vmax=100, cmap="Blues")
             axes.grid(visible=False)
-            axes.set(title=one.method, xlabel="put into task", xticks=range(number), yticks=range(number))
+            axes.set(title=one.method, xlabel="predicted class is of task", xticks=range(number), yticks=range(number))
             axes.set_xticklabels(range(1, number + 1)), axes.set_yticklabels(range(1, number + 1))
             for i, j in np.ndindex(shares.shape) if number <= 10 else ():
                 axes.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=8 if number <= 5 else 6,
                           color="white" if shares[i, j] > 55 else "black")  # fmt: skip
-        grid[0].set_ylabel("task of the row")
+        grid[0].set_ylabel("true class is of task")
         figure.colorbar(image, ax=list(grid), label="%", shrink=0.85)
         figure.suptitle(setting, fontsize=10, x=0.01, horizontalalignment="left")
     return figure

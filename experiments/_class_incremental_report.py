@@ -206,7 +206,7 @@ def remarks(config: Any, outcomes: Sequence[Outcome]) -> list[str]:
             told = [said(claim) for claim in mine if claim[-1] == verdict]
             if told:
                 made.append(f"{setting}: {verdict}: {'; '.join(told)} (points of last accuracy, paired).")
-        for text in (_joint(found, setting), _order(found, setting)):
+        for text in (_joint(found, setting), _order(found, setting), _room(found, setting)):
             if text:
                 made.append(f"{setting}: {text}")
     return made
@@ -227,6 +227,17 @@ def _joint(found: Sequence[Entry], setting: str) -> str:
         f"joint training is {above} all: {mean(joint):.1f} %, and next {name}{', nearest mean,' * bool(suffix)} "
         f"{mean(best):.1f} %."
     )
+
+
+def _room(found: Sequence[Entry], setting: str) -> str:
+    """Which methods were given more exemplars than there are rows, so that they kept them all."""
+    over = []
+    for one in found:
+        if one.setting == setting and one.outcome.result is not None:
+            given, rows = one.outcome.cell.options.get("memory") or 0, one.outcome.result["train_rows"]
+            if given > rows:
+                over.append(f"{one.method} ({given:,})")
+    return f"room for more exemplars than there are rows, which are all kept: {', '.join(over)}." if over else ""
 
 
 def _order(found: Sequence[Entry], setting: str) -> str:

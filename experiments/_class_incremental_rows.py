@@ -110,14 +110,15 @@ def entries(outcomes: Sequence[Outcome]) -> list[Entry]:
         for setting in settings:
             cells = {one.cell.method: one for one in (*free, *(one for one in here if one.cell.setting == setting))}
             for name in (name for name in known if name in cells):
-                values = None if cells[name].result is None else measures(cells[name].result, reference)
+                result, other = cells[name].result, None if name == "joint" else reference
+                values = None if result is None else measures(result, other)
                 made.append(Entry(setting, stream, name, known[name], cells[name], values))
     return made
 
 
 def measures(result: dict[str, Any], joint: dict[str, Any] | None) -> dict[str, list[float]]:
-    """The metrics of a cell in per cent, a list over orders; intransigence where there is joint training on the same
-    orders."""
+    """The metrics of a cell in per cent, a list over orders; intransigence against joint training on the same orders,
+    where there is some."""
     import numpy as np
 
     from jaxkit import class_incremental as cil
@@ -149,8 +150,9 @@ def published_of(one: Entry, metric: str) -> dict[str, Any]:
     if found is None or metric.endswith("_ncm") != ("nearest mean" in found.note):
         return {}
     scale = 100.0 if metric in ("forgetting", "intransigence") else 1.0
-    tag = found.tag + f" ({found.note})" * bool(found.note)
-    same = one.stream == "cifar100" and (aligned or options["memory"] in (None, 2000))
+    tag = found.tag + f" ({found.note})" * bool(found.note) + "; not comparable" * (one.method in PICTURES)
+    trained_alike = one.stream in ("cifar100, paper recipe", "cifar100, code recipe") and one.method not in PICTURES
+    same = trained_alike and (aligned or options["memory"] in (None, 2000))
     return {"published": round(scale * found.value, 4), "tag": tag, "comparable": same}
 
 

@@ -155,8 +155,9 @@ def nca(
 ) -> Float[Array, "*batch"]:
     """max(0, log sum_{c != y} exp(z_c) - (z_y - delta)) with z_c = eta s_c; classes at ``AWAY`` take no part.
 
-    In the paper eta multiplies delta too. Where it is learnt, as in the released code, that has a minimum at eta < 0
-    while s_y < delta; so the margin is one of the logits, as there.
+    In the paper eta multiplies delta too. Where it is learnt, as in the released code of the survey, that has a minimum
+    at eta < 0 while s_y < delta; so the margin is one of the logits. (That code takes the margin from all logits, where
+    it has no effect, and cuts nothing at 0.)
 
     Source: Douillard et al. 2020, eq. 10.
     """
@@ -229,7 +230,7 @@ def podnet(
 
     tenth = finetune_optimizer or optax.chain(optimizer, optax.scale(0.1))
     phases = (
-        Phase("train", loss, begin=imprinted(pod), exemplars=True),
+        Phase("train", loss, exemplars=True),
         Phase("finetune", loss, "exemplars", finetune_share, tenth, tasks="later"),
     )
     return plan_of(pod, optimizer, phases, run, teacher=True)

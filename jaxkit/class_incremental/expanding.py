@@ -16,16 +16,18 @@ from jaxtyping import Array
 
 from jaxkit import check
 from jaxkit.class_incremental.baselines import seen_classes
-from jaxkit.class_incremental.distilled import Scalar, align
+from jaxkit.class_incremental.distilled import Scalar, weight_alignment
 from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, new_columns, plan_of
 from jaxkit.class_incremental.readout import AWAY
-from jaxkit.learner import Batch, Key, Network, Outputs, Params, Plan, PyTree, TrainState, batch_mean
+from jaxkit.learner import Batch, Data, Key, Network, Outputs, Params, Plan, PyTree, TrainState, batch_mean
 from jaxkit.losses import cross_entropy
 from jaxkit.networks import part_of
 from jaxkit.networks.heads import Linear
 
 
-def expanding(network: Network, num_classes: int, num_tasks: int, shared_stages: int = 0) -> Network:
+def expanding(
+    network: Network, num_classes: int, num_tasks: int, shared_stages: int = 0, train_shared: bool = True
+) -> Network:
     """A network of ``num_tasks`` backbones of which the newest is trained.
 
     Parameters: ``shared`` (the first ``shared_stages`` stages, one for all; absent for 0), ``backbone`` (the newest),
@@ -34,6 +36,7 @@ def expanding(network: Network, num_classes: int, num_tasks: int, shared_stages:
     their number ``count``.
 
     ``features`` are those of all backbones side by side, 0 where there is none yet; ``logits_aux`` are of the newest.
+    Without ``train_shared`` what is shared computes as in prediction once there are two backbones.
     """
     lower = part_of(network, 0, shared_stages) if shared_stages else None
     upper = part_of(network, shared_stages)
@@ -60,7 +63,15 @@ def expanding(network: Network, num_classes: int, num_tasks: int, shared_stages:
         keys = (None, None) if key is None else jax.random.split(key)
         options = {"train": train, "valid": valid}
         if lower is not None:
-            outputs, after["shared"] = lower.apply(params["shared"], variables["shared"], x, key=keys[0], **options)
+            shared = lambda train: lower.apply(
+                params["shared"], variables["shared"], x, train=train, key=keys[0], valid=valid
+            )
+            if train and not train_shared:
+                outputs, after["shared"] = jax.lax.cond(
+                    variables["count"] > 0, lambda: shared(False), lambda: shared(True)
+                )
+            else:
+                outputs, after["shared"] = shared(train)
             x = outputs["features"]
         own = params["backbone"], variables["backbone"]
         outputs, after["backbone"] = upper.apply(*own, x, key=keys[1], **options)
@@ -108,6 +119,15 @@ def add_backbone(state: TrainState, fresh: TrainState, key: Key) -> TrainState:
     head = {**params["head"], "kernel": jnp.where(of_new[:, None], other, kernel)}
     params = {**params, "head": head, "aux": fresh.params["aux"]}
     return state._replace(params=params, variables={**variables, "frozen": frozen, "count": count + 1})
+
+
+def align(state: TrainState, data: Data, key: Key) -> TrainState:
+    """The hook of ``weight_alignment`` after a task, over the features of the backbones that there are."""
+    kernel, width = state.params["head"]["kernel"], state.params["aux"]["kernel"].shape[0]
+    there = (jnp.arange(len(kernel)) < (state.variables["count"] + 1) * width)[:, None]
+    after = weight_alignment(jnp.where(there, kernel, 0.0), state.extra.old, state.extra.seen)
+    head = {**state.params["head"], "kernel": jnp.where(there, after, kernel)}
+    return state._replace(params={**state.params, "head": head})
 
 
 def auxiliary(view: View, batch: Batch) -> Array:
@@ -182,7 +202,7 @@ def _expanded(network, optimizer, shared_stages, strength, settings, train_share
         extra = auxiliary(view, batch)
         return seen_classes(view, batch) + strength * extra, {"auxiliary": extra}
 
-    grown = expanding(network, stream.num_classes, stream.num_tasks, shared_stages)
+    grown = expanding(network, stream.num_classes, stream.num_tasks, shared_stages, train_shared)
     phases: tuple[Phase, ...] = (Phase("train", loss, end=align),)
     if not train_shared:
         frozen = Phase("train", loss, freeze="^shared", tasks="later", end=align)

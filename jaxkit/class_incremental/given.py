@@ -76,6 +76,8 @@ def labels(y: Any, rows: int) -> np.ndarray:
         raise check.UsageError(f"y must hold labels, whole numbers or text, got dtype {y.dtype}{hint}")
     if y.shape != (rows,):
         raise check.UsageError(f"y must have one label for each of {rows} rows, got the shape {y.shape}")
+    if y.dtype.kind == "u" and y.size and y.max() > np.iinfo(np.int64).max:
+        raise check.UsageError(f"y holds {y.max()}, which is above the largest int64; give smaller numbers, or text")
     return y if y.dtype.kind == "U" else y.astype(np.int64)
 
 

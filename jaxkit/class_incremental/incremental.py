@@ -419,7 +419,7 @@ def remembered(state: TrainState, data: Data, learner: Learner, run: Run, width:
         quota = run.quota(task, have, losses_of_new(outputs["logits"], there, task.old))
     counts = jnp.minimum(have, quota).astype(jnp.int32)
     most = jnp.max(jnp.asarray(quota))
-    picked = jax.lax.map(lambda one: herding(one[0], most, one[1]), (flat.reshape(*rows.shape, flat.shape[-1]), there))
+    picked = jax.vmap(herding, in_axes=(0, None, 0))(flat.reshape(*rows.shape, flat.shape[-1]), most, there)
     chosen = jnp.take_along_axis(rows, picked, axis=1)
     memory = memories.remember(task.memory, counts, data, chosen, task.old)
     label, taken = memories.labels(memory)

@@ -69,9 +69,9 @@ def make_keep(memory: int | Keep | None, storage: str | None = None) -> Keep:
     if storage is not None:
         keep = keep._replace(storage=storage)
     if keep.total is None:
-        check.count("per_class", keep.per_class, 0)
+        keep = keep._replace(per_class=check.count("per_class", keep.per_class, 0))
     else:
-        check.count("memory", keep.total)
+        keep = keep._replace(total=check.count("memory", keep.total))
     return keep._replace(storage=check.choose("storage", keep.storage, STORAGES))
 
 

@@ -15,8 +15,10 @@ from jaxkit.class_incremental.distilled import Scalar, taught
 from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, plan_of
 from jaxkit.class_incremental.readout import among
 from jaxkit.class_incremental.stream import Stream
-from jaxkit.learner import Batch, Network, Outputs, Plan, batch_mean
+from jaxkit.learner import Batch, Data, Key, Network, Outputs, Plan, TrainState, batch_mean
 from jaxkit.losses import cross_entropy
+
+NAMES = ("alpha", "beta")
 
 
 def corrected(
@@ -30,22 +32,39 @@ def corrected(
 
 
 def with_correction(network: Network, stream: Stream) -> Network:
-    """The network with ``rectify/alpha`` and ``rectify/beta``, [tasks], behind its logits, which stay as
-    ``logits_raw``."""
+    """The network with the corrections of all tasks behind its logits, which stay as ``logits_raw``.
+
+    Variables: those of the network as ``network``, and ``alpha`` and ``beta``, [tasks]. Parameters: ``rectify``, the
+    two numbers of the task at hand while they are learnt.
+    """
     task_of = jnp.asarray(stream.task_of())
 
     def init(key, x):
         params, variables = network.init(key, x)
         ones = jnp.ones((stream.num_tasks,), jnp.float32)
-        return {**params, "rectify": {"alpha": ones, "beta": jnp.zeros_like(ones)}}, variables
+        rectify = {"alpha": jnp.ones((), jnp.float32), "beta": jnp.zeros((), jnp.float32)}
+        return {**params, "rectify": rectify}, {"network": variables, "alpha": ones, "beta": jnp.zeros_like(ones)}
 
     def apply(params, variables, x, **options) -> tuple[Outputs, object]:
         inner = {name: value for name, value in params.items() if name != "rectify"}
-        outputs, variables = network.apply(inner, variables, x, **options)
-        logits = corrected(outputs["logits"], **params["rectify"], task_of=task_of)
-        return {**outputs, "logits": logits, "logits_raw": outputs["logits"]}, variables
+        outputs, after = network.apply(inner, variables["network"], x, **options)
+        logits = corrected(outputs["logits"], variables["alpha"], variables["beta"], task_of)
+        return {**outputs, "logits": logits, "logits_raw": outputs["logits"]}, {**variables, "network": after}
 
     return network._replace(init=init, apply=apply)
+
+
+def uncorrected(state: TrainState, data: Data, key: Key) -> TrainState:
+    """A correction begins: 1 and 0."""
+    rectify = {"alpha": jnp.ones((), jnp.float32), "beta": jnp.zeros((), jnp.float32)}
+    return state._replace(params={**state.params, "rectify": rectify})
+
+
+def entered(state: TrainState, data: Data, key: Key) -> TrainState:
+    """What was learnt stands in the table, at the task's place; those of other tasks stay."""
+    learnt, number = state.params["rectify"], state.extra.number
+    table = {name: state.variables[name].at[number].set(learnt[name]) for name in NAMES}
+    return state._replace(variables={**state.variables, **table})
 
 
 def bic(
@@ -65,7 +84,7 @@ def bic(
     Args:
       network, optimizer: of both phases.
       temperature: T. May be traced.
-      held: the share of the exemplars that is held back, and as many rows of each new class.
+      held: the share of the exemplars that is held back, and as many rows of each new class; of the first task none.
       bias_share: epochs of the second phase for one of the first.
       compat: take the cross-entropy of softmax(z) in the second phase, so the softmax twice, as the released code of
         the survey does.
@@ -86,9 +105,8 @@ def bic(
         return (1.0 - share) * seen_classes(view, batch) + share * kept, {"distillation": kept}
 
     def correct(view: View, batch: Batch):
-        now = jnp.arange(run.stream.num_tasks) == view.task.number
-        only = lambda value: jnp.where(now, value, jax.lax.stop_gradient(value))
-        logits = corrected(view.outputs["logits_raw"], **jax.tree.map(only, view.params["rectify"]), task_of=task_of)
+        table = {name: view.variables[name].at[view.task.number].set(view.params["rectify"][name]) for name in NAMES}
+        logits = corrected(view.outputs["logits_raw"], **table, task_of=task_of)
         logits = among(logits, 0, view.task.seen)
         logits = jax.nn.softmax(logits) if compat else logits
         return batch_mean(cross_entropy(logits, batch["y"]), batch), {}
@@ -96,7 +114,16 @@ def bic(
     phases = (
         Phase("train", train, held=held, freeze="^rectify"),
         Phase(
-            "correct", correct, "validation", bias_share, freeze="^(?!rectify)", train=False, tasks="later", held=held
+            "correct",
+            correct,
+            "validation",
+            bias_share,
+            freeze="^(?!rectify)",
+            begin=uncorrected,
+            end=entered,
+            train=False,
+            tasks="later",
+            held=held,
         ),
     )
     return plan_of(with_correction(network, run.stream), optimizer, phases, run, teacher=True)

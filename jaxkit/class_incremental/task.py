@@ -80,7 +80,7 @@ def pool_counts(
     """(rows of each class in the pool, whether they are exemplars, the first of them within its class), each [C].
 
     Of the rows of a class, of ``held`` > 0, the pool ``validation`` has the last ones, as many of a new class as an old
-    one keeps back, and ``replay`` the others.
+    one keeps back and none in the first task, and ``replay`` the others.
     """
     place = jnp.arange(groups.counts.size)
     new = (place >= task.old) & (place < task.seen)
@@ -96,7 +96,7 @@ def pool_counts(
     if not held:
         return counts, ~new, first
     back = jnp.where(place < task.old, held_back(kept, held), nothing)
-    back = jnp.where(new, jnp.minimum(jnp.where(task.old > 0, back.max(), held_back(counts, held)), counts - 1), back)
+    back = jnp.where(new & (task.old > 0), jnp.minimum(back.max(), counts - 1), back)
     return (back, ~new, counts - back) if pool == "validation" else (counts - back, ~new, first)
 
 

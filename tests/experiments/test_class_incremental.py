@@ -97,7 +97,8 @@ def test_tables_and_figures_are_written_and_a_finished_run_computes_nothing_agai
     folder, said = finished
     assert "2 trainings of 2 orders" in said
     slug = "digits__2_epochs__memory_20"
-    assert {path.name for path in (folder / "figures").iterdir()} == {f"tasks_{slug}.png", f"confusion_{slug}.png"}
+    drawn = {path.name for path in (folder / "figures").iterdir()}
+    assert drawn == {f"{kind}_{slug}.png" for kind in ("tasks", "compute", "confusion")}
     (claim,) = lines(folder / "tables" / "claims.csv")
     found = results(folder)
     last = lambda key: np.array(found[key]["curves"]["classifier"]["seen"])[:, -1]
@@ -138,7 +139,8 @@ def test_a_long_tail_has_its_profile_on_other_places_in_each_order():
 def test_balanced_replay_counts_the_rows_of_its_pool():
     task = tasks.task_of("digits", 1, None, 2, 0, 10.0)
     rows = {name: jnp.asarray(value[0]) for name, value in task.train.items()}
-    options = {"network": "mlp", "width": None, "memory": 20, "partial": True, "batch_size": 32, "learning_rate": 0.1}
+    options = {"network": "mlp", "width": None, "memory": 20, "partial": True, "batch_size": 32, "learning_rate": 0.1,
+               "epochs": 2}  # fmt: skip
     plan, _ = runs.make_plan("balanced_replay", SimpleNamespace(**options, weight_decay=0.0), task.stream, "uint8")
     state = jax.jit(lambda key: plan[0].begin(None, rows, key))(jax.random.key(0))
     have = np.bincount(task.train["y"][0], minlength=10)
@@ -233,6 +235,26 @@ def test_remarks_say_what_holds_and_what_does_not():
     assert {row.setting for row in rows} == {"toy, memory 9"}
     missing = [row for row in rows if row.method == "bic"]
     assert missing and all(row.value is None for row in missing)
+
+
+def test_more_room_than_rows_is_said():
+    outcomes = [outcome("replay", 0.6, memory=61), outcome("wa", 0.7, memory=60)]
+    assert report.remarks(study.PRESETS["quick"], outcomes)[-1].endswith("which are all kept: replay (61).")
+
+
+def test_transformers_and_other_recipes_are_not_comparable():
+    def row(method, stream, **options):
+        one = outcome(method, 0.5, setting=f"{stream}, memory 2000", memory=2000)
+        one.cell.options.update(stream=stream, **options)
+        found = {(row.method, row.metric): row for row in table.rows(study.PRESETS["paper"], [one])}
+        return found[method, "last"]
+
+    alike = row("wa", "cifar100, code recipe", recipe="code")
+    assert alike.published == 52.3 and alike.verdict != "other setting"
+    for other in (row("wa", "cifar100"), row("wa", "cifar100, B50-10, code recipe", recipe="code")):
+        assert other.published == 52.3 and other.verdict == "other setting"
+    transformer = row("dytox", "cifar100, paper recipe", recipe="paper")
+    assert transformer.verdict == "other setting" and transformer.tag.endswith("not comparable")
 
 
 def test_a_curve_over_budgets_has_areas():
