@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxkit import check
 from jaxkit.class_incremental.baselines import seen_classes
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, plan_of
+from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, needs_exemplars, plan_of
 from jaxkit.class_incremental.readout import AWAY, among, class_means
 from jaxkit.learner import Batch, Data, Key, Network, Outputs, Params, Plan, PyTree, TrainState, batch_mean
 from jaxkit.losses import cosine_distillation
@@ -213,7 +213,7 @@ def podnet(
     Source: Douillard et al. 2020, PODNet: pooled outputs distillation for small-tasks incremental learning, ECCV.
     """
     check.number("spatial", spatial, 0.0), check.number("flat", flat, 0.0), check.number("margin", margin, 0.0)
-    run = make_run(**settings)
+    run = needs_exemplars("podnet", make_run(**settings))
     classes = run.stream.num_classes
     pod = with_cosine_head(network, classes, check.count("proxies", proxies), 1.0)
 

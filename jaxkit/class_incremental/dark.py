@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from jaxkit import check
 from jaxkit.class_incremental import memory as memories
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Phase, Run, Settings, View, make_run, plan_of
+from jaxkit.class_incremental.incremental import Phase, Run, Settings, View, make_run, needs_exemplars, plan_of
 from jaxkit.class_incremental.readout import AWAY, among
 from jaxkit.class_incremental.task import Groups, pool_source
 from jaxkit.learner import Batch, Data, Key, Network, Outputs, Params, Plan, PyTree, Source, TrainState
@@ -108,10 +108,8 @@ def derpp(
     chosen by herding at the end of a task, where the paper samples a reservoir along the way.
     """
     check.number("alpha", alpha, 0.0), check.number("beta", beta, 0.0)
-    run = make_run(**settings)
+    run = needs_exemplars("derpp", make_run(**settings))
     slots, classes = run.keep.slots(run.stream.num_classes), run.stream.num_classes
-    if slots == 0:
-        raise check.UsageError("derpp needs exemplars; take a memory above 0")
 
     def nothing(params: Params, variables: PyTree) -> Dark:
         return Dark(jnp.full((slots, classes), AWAY, jnp.float32), jnp.zeros((classes,), jnp.int32))

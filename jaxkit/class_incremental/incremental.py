@@ -169,6 +169,17 @@ def make_run(
     return Run(stream, keep, check.count("batch_size", batch_size), augment, gradient, quota)
 
 
+def needs_exemplars(name: str, run: Run) -> Run:
+    """The run of a method that needs exemplars.
+
+    Raises:
+      UsageError: none are kept.
+    """
+    if run.keep.slots(run.stream.num_classes) == 0:
+        raise check.UsageError(f"{name} needs exemplars; take a memory above 0")
+    return run
+
+
 def plan_of(
     network: Network,
     optimizer: optax.GradientTransformation,

@@ -163,7 +163,7 @@ def check_rows(keep: Keep, data: Data, bounds: tuple[int, ...]) -> None:
         if low < 0.0 or high > 1.0:
             raise check.UsageError(
                 f"exemplars are stored as uint8, for which x must lie in [0, 1]; it lies in [{low:g}, {high:g}]; "
-                "scale x, or take Keep(..., storage='float32')"
+                "scale x, or begin with Keep(..., storage='float32')"
             )
     if keep.partial:
         return

@@ -15,7 +15,7 @@ from jaxkit import check
 from jaxkit.class_incremental import memory as memories
 from jaxkit.class_incremental.baselines import new_classes
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Phase, Run, Settings, View, make_run, plan_of
+from jaxkit.class_incremental.incremental import Phase, Run, Settings, View, make_run, needs_exemplars, plan_of
 from jaxkit.class_incremental.readout import among
 from jaxkit.class_incremental.stream import Stream
 from jaxkit.class_incremental.task import Task
@@ -192,10 +192,7 @@ def own_gradient(name: str, settings: Settings) -> Run:
     """The run of a method that takes its own gradient, and needs exemplars."""
     if "gradient" in settings:
         raise check.UsageError(f"{name} takes its own gradient, which it projects; leave gradient out")
-    run = make_run(**settings)
-    if run.keep.slots(run.stream.num_classes) == 0:
-        raise check.UsageError(f"{name} needs exemplars; take a memory above 0")
-    return run
+    return needs_exemplars(name, make_run(**settings))
 
 
 def _plan(network: Network, optimizer: optax.GradientTransformation, run: Run, project: Callable) -> Plan:

@@ -111,12 +111,12 @@ def quotas(shares: Shares, task: Task, losses: Float[Array, " classes"]) -> Int[
 
 
 def thinned(source: Source) -> Source:
-    """The source with ``floor(rows[task] n)`` rows, at least one, of each new class, drawn once and without
-    replacement; ``rows`` of the ``Shares`` in the state."""
+    """The source with ``floor(rows[task] n)`` rows, at least one, of each new class, drawn without replacement;
+    ``rows`` of the ``Shares`` in the state."""
 
     def init(data: Data, key: Key) -> Groups:
         groups = source.init(data, key)
-        shuffled = jax.random.permutation(key, groups.order)
+        shuffled = jax.random.permutation(jax.random.key(0), groups.order)  # the same in every phase of a task
         return groups._replace(order=shuffled[jnp.argsort(jnp.asarray(data["y"])[shuffled], stable=True)])
 
     def next_(data: Data, groups: Groups, state: TrainState, step: Array, key: Key) -> tuple[PyTree, PyTree]:

@@ -48,7 +48,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise check.UsageError(f"{path}: no such file")
+        raise check.UsageError(f"{path}: no such file" + " but a folder" * Path(path).is_dir())
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxkit import check
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, new_columns, plan_of
+from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, needs_exemplars, new_columns, plan_of
 from jaxkit.class_incremental.prompted import transformer
 from jaxkit.class_incremental.readout import among
 from jaxkit.class_incremental.stream import Stream
@@ -159,7 +159,7 @@ def dytox(
     released code.
     """
     check.number("strength", strength, 0.0), check.positive("temperature", temperature)
-    run = make_run(**settings)
+    run = needs_exemplars("dytox", make_run(**settings))
     grown = with_task_tokens(network, run.stream, check.count("heads", heads))
 
     def classified(view: View, batch: Batch) -> Array:

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkit.class_incremental import METHODS, make_stream
+from jaxkit.check import UsageError
+from jaxkit.class_incremental import METHODS, Keep, make_stream
 from jaxkit.class_incremental.expanding import align, expanding
 from jaxkit.networks import convnet, mlp
 from jaxkit.training import optimizer
@@ -32,7 +33,8 @@ def walked(name, steps, **settings):
     descent = optax.chain(optax.add_decayed_weights(1e-2), optimizer("momentum", 0.05))  # decay reaches what it may
     stream = make_stream(np.asarray(data["y"]), increment=2)
     network = mlp(CLASSES, hidden=(8,))
-    plan = METHODS[name].make(network, descent, stream=stream, memory=18, batch_size=10, **settings)
+    settings = {"memory": 18, "batch_size": 10, **settings}
+    plan = METHODS[name].make(network, descent, stream=stream, **settings)
     state, states, seen, updates = None, {}, {}, {}
     for number, stage in enumerate(plan):
         key = jax.random.fold_in(jax.random.key(3), number)
@@ -78,6 +80,21 @@ def test_proxies_of_podnet_differ_in_every_task():
     unit = kernel / np.linalg.norm(kernel, axis=1, keepdims=True)
     alike = np.einsum("pfc,qfc->cpq", unit, unit)[:, *np.triu_indices(3, 1)]
     assert (alike < 0.999).all()
+
+
+def test_rmm_trains_on_the_same_rows_in_every_phase_of_a_task():
+    _, seen = walked("rmm", 8, m_rates=(0.0, 0.4, 0.5))
+    for task, rate in ((2, 0.4), (3, 0.5)):
+        phases = [
+            {row for row in seen[f"task {task}: {name}"] if row < CLASSES * ROWS} for name in ("boost", "compress")
+        ]
+        assert phases[0] == phases[1] and len(phases[0]) == round(2 * (1 - rate) * ROWS)
+
+
+@pytest.mark.parametrize("name", ["podnet", "derpp", "gem", "agem"])
+def test_a_method_that_needs_exemplars_says_so(name):
+    with pytest.raises(UsageError, match=f"{name} needs exemplars"):
+        walked(name, 1, memory=Keep(None, 0))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
