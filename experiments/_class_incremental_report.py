@@ -284,9 +284,9 @@ def notes(config: Any, outcomes: Sequence[Outcome]) -> str:
         "forgetting and intransigence are of the classifier, intransigence against joint training on the same orders. "
         "Methods without exemplars stand in every setting of their stream. SGD with momentum 0.9 and weight decay, "
         "anew in each phase of each task; a method with several phases has the epochs in each that its paper has in "
-        "proportion. DER++ has 0.3 and MAS 0.1 of the learning rate, above which they diverge on some streams. The survey "
-        "does not say of which read-out its figures are; those of iCaRL, and of GEM but for the comparison at equal "
-        "memory, are likely of the nearest mean and stand there."
+        "proportion. DER++ has 0.3 and MAS 0.1 of the learning rate, above which they diverge on some streams. The "
+        "survey does not say of which read-out its figures are; those of iCaRL, and of GEM but for the comparison at "
+        "equal memory, are likely of the nearest mean and stand there."
     ]
     for stream in dict.fromkeys(one.cell.options["stream"] for one in outcomes):
         done = [one for one in outcomes if one.cell.options["stream"] == stream and one.result is not None]

@@ -21,7 +21,8 @@ from jaxkit import check, training
 from jaxkit import class_incremental as cil
 from jaxkit.class_incremental import budget, flops
 from jaxkit.class_incremental import task as tasks
-from jaxkit.class_incremental.incremental import Phase, View, make_run, plan_of
+from jaxkit.class_incremental.incremental import plan_of
+from jaxkit.class_incremental.phases import Phase, View, make_run
 from jaxkit.data import transforms
 from jaxkit.learner import Batch, Data, Key, Network, Plan, TrainState, batch_mean
 from jaxkit.losses import balanced_cross_entropy

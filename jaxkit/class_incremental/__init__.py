@@ -30,9 +30,10 @@ from jaxkit.class_incremental import (
 )
 from jaxkit.class_incremental.distilled import weight_alignment
 from jaxkit.class_incremental.herding import herding
-from jaxkit.class_incremental.incremental import Phase, Run, View, make_run, plan_of, steps_of
+from jaxkit.class_incremental.incremental import plan_of, steps_of
 from jaxkit.class_incremental.memory import Keep, Memory
 from jaxkit.class_incremental.model import Model, load, start
+from jaxkit.class_incremental.phases import Phase, Run, View, make_run
 from jaxkit.class_incremental.protocol import (
     average_accuracy,
     curves,

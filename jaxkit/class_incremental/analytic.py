@@ -30,7 +30,7 @@ from jaxkit.class_incremental.frozen import (
     with_head,
     with_kernel,
 )
-from jaxkit.class_incremental.incremental import Settings, make_run
+from jaxkit.class_incremental.phases import Settings, make_run
 from jaxkit.class_incremental.task import grouped, held_back
 from jaxkit.learner import Batch, Metrics, Network, Plan, TrainState
 from jaxkit.losses.vectors import normalize

@@ -6,7 +6,8 @@ from typing import Unpack
 
 import optax
 
-from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, plan_of
+from jaxkit.class_incremental.incremental import plan_of
+from jaxkit.class_incremental.phases import Phase, Settings, View, make_run
 from jaxkit.class_incremental.readout import among
 from jaxkit.learner import Batch, Key, Network, Plan, TrainState, batch_mean
 from jaxkit.losses import cross_entropy

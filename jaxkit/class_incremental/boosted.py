@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxkit import check
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Phase, Run, Settings, View, make_run, new_columns, plan_of
+from jaxkit.class_incremental.incremental import new_columns, plan_of
 from jaxkit.class_incremental.memory import Memory
+from jaxkit.class_incremental.phases import Phase, Run, Settings, View, make_run
 from jaxkit.class_incremental.readout import among, distillation
 from jaxkit.class_incremental.task import Task
 from jaxkit.learner import Batch, Key, Network, Outputs, Params, Plan, PyTree, TrainState, batch_mean

@@ -14,7 +14,8 @@ from jaxkit.class_incremental.baselines import seen_classes
 from jaxkit.class_incremental.boosted import rows_of_classes
 from jaxkit.class_incremental.cosine import imprinted, margin_ranking, proxy_scores, with_cosine_head
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, new_columns, plan_of
+from jaxkit.class_incremental.incremental import new_columns, plan_of
+from jaxkit.class_incremental.phases import Phase, Settings, View, make_run
 from jaxkit.class_incremental.readout import among
 from jaxkit.learner import Batch, Key, Network, Outputs, Params, Plan, PyTree, TrainState, batch_mean
 from jaxkit.losses import cosine_distillation, cross_entropy

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxkit import check
 from jaxkit.class_incremental.baselines import seen_classes
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, needs_exemplars, plan_of
+from jaxkit.class_incremental.incremental import plan_of
+from jaxkit.class_incremental.phases import Phase, Settings, View, make_run, needs_exemplars
 from jaxkit.class_incremental.readout import AWAY, among, class_means
 from jaxkit.learner import Batch, Data, Key, Network, Outputs, Params, Plan, PyTree, TrainState, batch_mean
 from jaxkit.losses import cosine_distillation

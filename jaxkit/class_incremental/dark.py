@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float
 from jaxkit import check
 from jaxkit.class_incremental import memory as memories
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Phase, Run, Settings, View, make_run, needs_exemplars, plan_of
+from jaxkit.class_incremental.incremental import plan_of
+from jaxkit.class_incremental.phases import Phase, Run, Settings, View, make_run, needs_exemplars
 from jaxkit.class_incremental.readout import AWAY, among
 from jaxkit.class_incremental.task import Groups, pool_source
 from jaxkit.learner import Batch, Data, Key, Network, Outputs, Params, Plan, PyTree, Source, TrainState

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from jaxkit import check
 from jaxkit.class_incremental.baselines import new_classes, seen_classes
-from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, plan_of
+from jaxkit.class_incremental.incremental import plan_of
+from jaxkit.class_incremental.phases import Phase, Settings, View, make_run
 from jaxkit.class_incremental.readout import Bound, distillation
 from jaxkit.learner import Batch, Data, Key, Network, Params, Plan, TrainState, batch_mean
 

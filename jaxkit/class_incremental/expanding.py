@@ -17,7 +17,8 @@ from jaxtyping import Array
 from jaxkit import check
 from jaxkit.class_incremental.baselines import seen_classes
 from jaxkit.class_incremental.distilled import Scalar, weight_alignment
-from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, new_columns, plan_of
+from jaxkit.class_incremental.incremental import new_columns, plan_of
+from jaxkit.class_incremental.phases import Phase, Settings, View, make_run
 from jaxkit.class_incremental.readout import AWAY
 from jaxkit.learner import Batch, Data, Key, Network, Outputs, Params, Plan, PyTree, TrainState, batch_mean
 from jaxkit.losses import cross_entropy

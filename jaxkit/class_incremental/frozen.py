@@ -11,17 +11,9 @@ import optax
 from jaxtyping import Array
 
 from jaxkit.class_incremental.baselines import seen_classes
-from jaxkit.class_incremental.incremental import (
-    Hook,
-    Phase,
-    Run,
-    advanced,
-    example_of,
-    learner_of,
-    remembered,
-    restarted,
-)
+from jaxkit.class_incremental.incremental import advanced, example_of, learner_of, remembered, restarted
 from jaxkit.class_incremental.memory import NOTHING
+from jaxkit.class_incremental.phases import Hook, Phase, Run
 from jaxkit.class_incremental.stream import Stream
 from jaxkit.class_incremental.task import pool_source, rows_of_new
 from jaxkit.learner import (

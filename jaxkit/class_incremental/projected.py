@@ -15,7 +15,8 @@ from jaxkit import check
 from jaxkit.class_incremental import memory as memories
 from jaxkit.class_incremental.baselines import new_classes
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Phase, Run, Settings, View, make_run, needs_exemplars, plan_of
+from jaxkit.class_incremental.incremental import plan_of
+from jaxkit.class_incremental.phases import Phase, Run, Settings, View, make_run, needs_exemplars
 from jaxkit.class_incremental.readout import among
 from jaxkit.class_incremental.stream import Stream
 from jaxkit.class_incremental.task import Task

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxkit import check
 from jaxkit.class_incremental.baselines import new_classes
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, plan_of
+from jaxkit.class_incremental.incremental import plan_of
+from jaxkit.class_incremental.phases import Phase, Settings, View, make_run
 from jaxkit.learner import Batch, Key, Network, Outputs, Params, Plan, PyTree, batch_mean
 from jaxkit.losses.vectors import normalize
 

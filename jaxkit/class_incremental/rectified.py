@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 from jaxkit import check
 from jaxkit.class_incremental.baselines import seen_classes
 from jaxkit.class_incremental.distilled import Scalar, taught
-from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, plan_of
+from jaxkit.class_incremental.incremental import plan_of
+from jaxkit.class_incremental.phases import Phase, Settings, View, make_run
 from jaxkit.class_incremental.readout import among
 from jaxkit.class_incremental.stream import Stream
 from jaxkit.learner import Batch, Data, Key, Network, Outputs, Plan, TrainState, batch_mean

@@ -13,8 +13,9 @@ from jaxtyping import Array
 from jaxkit import check
 from jaxkit.class_incremental.baselines import new_classes
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Phase, Run, Settings, View, make_run, plan_of
+from jaxkit.class_incremental.incremental import plan_of
 from jaxkit.class_incremental.memory import NOTHING
+from jaxkit.class_incremental.phases import Phase, Run, Settings, View, make_run
 from jaxkit.class_incremental.readout import among
 from jaxkit.class_incremental.task import Task, pool_source
 from jaxkit.learner import (

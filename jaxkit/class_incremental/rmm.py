@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int
 from jaxkit import check
 from jaxkit.class_incremental.boosted import foster
 from jaxkit.class_incremental.distilled import Scalar, icarl
-from jaxkit.class_incremental.incremental import Settings, make_run, rows_seen
+from jaxkit.class_incremental.incremental import rows_seen
 from jaxkit.class_incremental.memory import Keep
+from jaxkit.class_incremental.phases import Settings, make_run
 from jaxkit.class_incremental.stream import Stream
 from jaxkit.class_incremental.task import Groups, Task
 from jaxkit.learner import Data, Key, Network, Plan, PyTree, Source, Stage, TrainState

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxkit import check
 from jaxkit.class_incremental.distilled import Scalar
-from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, needs_exemplars, new_columns, plan_of
+from jaxkit.class_incremental.incremental import new_columns, plan_of
+from jaxkit.class_incremental.phases import Phase, Settings, View, make_run, needs_exemplars
 from jaxkit.class_incremental.prompted import transformer
 from jaxkit.class_incremental.readout import among
 from jaxkit.class_incremental.stream import Stream

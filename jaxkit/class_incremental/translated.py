@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 
 from jaxkit import check
 from jaxkit.class_incremental.baselines import seen_classes
-from jaxkit.class_incremental.incremental import Phase, Run, Settings, View, make_run, plan_of, rows_seen
+from jaxkit.class_incremental.incremental import plan_of, rows_seen
 from jaxkit.class_incremental.memory import NOTHING
+from jaxkit.class_incremental.phases import Phase, Run, Settings, View, make_run
 from jaxkit.class_incremental.readout import Bound
 from jaxkit.class_incremental.task import Groups, grouped, pool_source, rows_of_new
 from jaxkit.learner import Batch, Data, Key, Network, Outputs, Params, Plan, PyTree, Source, TrainState, batch_mean

@@ -14,7 +14,8 @@ from jaxkit.class_incremental.baselines import seen_classes
 from jaxkit.class_incremental.boosted import rows_of_classes
 from jaxkit.class_incremental.cosine import proxy_scores, with_cosine_head
 from jaxkit.class_incremental.distilled import Scalar, taught
-from jaxkit.class_incremental.incremental import Phase, Settings, View, make_run, plan_of
+from jaxkit.class_incremental.incremental import plan_of
+from jaxkit.class_incremental.phases import Phase, Settings, View, make_run
 from jaxkit.class_incremental.readout import AWAY, Bound, among, class_means
 from jaxkit.learner import Batch, Data, Key, Network, Params, Plan, PyTree, TrainState, batch_mean
 from jaxkit.losses import soft_cross_entropy
