@@ -18,7 +18,7 @@ from jaxkit.class_incremental.memory import Keep
 from jaxkit.class_incremental.phases import Settings, make_run
 from jaxkit.class_incremental.stream import Stream
 from jaxkit.class_incremental.task import Groups, Task
-from jaxkit.learner import Data, Key, Network, Plan, PyTree, Source, Stage, TrainState
+from jaxkit.learner import Batch, Data, Key, Learner, Network, Plan, PyTree, Source, Stage, TrainState
 
 Rates = tuple[float, ...]
 
@@ -189,6 +189,7 @@ def _managed(plan: Plan, stream: Stream, room: Keep, shares: Shares) -> Plan:
     """The plan with the policy in its state, with fewer rows of new classes, and steps by the rows that there are."""
     run = make_run(stream=stream, memory=room)
     sources = {id(stage.source): thinned(stage.source) for stage in plan}
+    learners = {id(stage.learner): _with_policy(stage.learner, shares) for stage in plan}
     before, mean = (0, *stream.bounds), stream.mean_rows
     stages = []
     for stage in plan:
@@ -196,8 +197,19 @@ def _managed(plan: Plan, stream: Stream, room: Keep, shares: Shares) -> Plan:
         exemplars = before[task] * min(shares.even[task - 1], mean) if task else 0.0
         rows = stream.sizes[task] * mean * shares.rows[task] + exemplars
         share = stage.share / rows_seen("replay", run, task) * rows
-        stages.append(stage._replace(source=sources[id(stage.source)], share=share))
+        own = {"learner": learners[id(stage.learner)], "source": sources[id(stage.source)]}
+        stages.append(stage._replace(share=share, **own))
     return (_begun_with(stages[0], shares), *stages[1:])
+
+
+def _with_policy(learner: Learner, shares: Shares) -> Learner:
+    """The learner whose first state has the policy in it."""
+
+    def init(key: Key, batch: Batch) -> TrainState:
+        state = learner.init(key, batch)
+        return state._replace(extra=state.extra._replace(own=_arrays(shares)))
+
+    return learner._replace(init=init)
 
 
 def _begun_with(stage: Stage, shares: Shares) -> Stage:
