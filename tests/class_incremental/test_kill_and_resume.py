@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import subprocess
 import sys
@@ -80,3 +82,39 @@ def test_killed_on_the_way_it_ends_with_the_same_bits(method, tmp_path):
     assert whole["evals/classifier"].shape == (len(ends),) and whole["metrics/loss"].shape == (ends[-1],)
     assert whole["extra/memory/counts"].tolist() == [interrupted.MEMORY // 10] * 10
     assert (whole["evals/nearest_mean"] > 1 / 10).all()  # better than chance: something was learnt that could be lost
+
+
+def own_digits(path: Path) -> Path:
+    """Six digits as images, in a user's file."""
+    train, _ = interrupted.digits()
+    kept = train["y"] < 6
+    np.savez(path, x=train["x"][kept].reshape(-1, 8, 8, 1), y=train["y"][kept])
+    return path
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """What each cell computed, without how long it took."""
+    cells = [json.loads(path.read_text()) for path in (folder / "cells").glob("*.json")]
+    assert all(cell["status"] == "done" for cell in cells), cells
+    return {
+        cell["cell"]["method"]: {name: value for name, value in cell["result"].items() if name != "seconds"}
+        for cell in cells
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(PATIENCE)
+def test_a_study_killed_within_a_cell_has_the_same_table(tmp_path):
+    """Two cells of three tasks; the process dies in the second cell, while it saves its second task."""
+    data = own_digits(tmp_path / "mine.npz")
+    words = ["--data", data, "--methods", "finetune,replay", "--seeds", 2, "--epochs", 1, "--memory", 12]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    finished("study", 0, *words, "--out", whole)
+    first = killed("study", 5, *words, "--out", resumed)
+    assert "[1/2]" in first.stdout and "[2/2]" not in first.stdout
+    assert newest(resumed / "cells") > 0  # the second cell's, at the end of its first or second task
+    again = finished("study", 0, *words, "--out", resumed, "--resume")
+    assert "1 cell to run, 1 done before" in again.stdout
+    assert results(resumed) == results(whole)
+    tables = [list(csv.DictReader((folder / "table.csv").open(newline=""))) for folder in (whole, resumed)]
+    assert tables[0] == tables[1] and len(tables[0]) > 2
