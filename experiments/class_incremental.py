@@ -65,7 +65,7 @@ STEP_SECONDS = {"mlp": 0.00012, "linear": 0.0003, "convnet": 0.0033, "vit7": 0.0
 """Of a step of one order with the setting's batch, on two CPU cores."""
 COST = {
     "der": 2.5, "memo": 2.2, "foster": 2.5, "gem": 3.0, "agem": 3.0, "podnet": 2.0, "coil": 1.6, "rmm": 2.5,
-    "aanets": 2.5, "icarl": 1.3, "wa": 1.3, "bic": 1.4, "lucir": 1.6, "lwf": 1.3, "derpp": 2.0,
+    "aanets": 2.5, "dytox": 2.5, "icarl": 1.3, "wa": 1.3, "bic": 1.4, "lucir": 1.6, "lwf": 1.3, "derpp": 2.0,
 }  # fmt: skip
 RECIPE_EPOCHS = 170
 COMPILING = {"mlp": 5.0, "linear": 4.0, "convnet": 12.0, "vit7": 20.0, "vit4": 20.0, "resnet32": 60.0}
