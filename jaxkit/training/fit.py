@@ -206,18 +206,22 @@ class _Run:
         """Every stage that is left."""
         path = self.workdir / "metrics.jsonl" if self.workdir is not None and distributed.is_first() else None
         self.log = RunLog(path, moment.done)
-        while moment.stage < len(self.layout.plan):
-            moment = self._stage(moment, stop, dog, display)
-            self._save(moment)
+        held = [moment]
+        del moment
+        while held[0].stage < len(self.layout.plan):
+            held.append(self._stage(held, stop, dog, display))
+            self._save(held[0])
             _, stop.signal, _ = distributed.agree(0, stop.signal, False)
             if stop.signal is not None:
                 self._leave(stop.signal)
         if self.checkpoints is not None:
             self.checkpoints.wait()
-        return Fit(moment.state, moment.history, moment.best)
+        return Fit(held[0].state, held[0].history, held[0].best)
 
-    def _stage(self, moment: Moment, stop: Stop, dog: Watchdog, display: Display) -> Moment:
-        """The rest of one stage, up to and with its end."""
+    def _stage(self, held: list[Moment], stop: Stop, dog: Watchdog, display: Display) -> Moment:
+        """The rest of one stage, up to and with its end; takes the moment out of ``held``, so that nobody else holds
+        the state from before its begin."""
+        moment = held.pop()
         number = moment.stage
         stage, total, keys = self.layout.plan[number], self.counts[number], self.layout.keys(number)
         dog.alive(f"begin of stage {stage.name!r}")

@@ -1,5 +1,6 @@
 """The loop: one compilation, seeds, best states, callbacks, histories, and what a caller gets wrong."""
 
+import gc
 import inspect
 
 import chex
@@ -75,6 +76,20 @@ def test_stages_that_share_a_learner_share_a_program():
     before = program.compile_steps.cache_info().misses
     fit(tuple(learner.Stage(f"task {number}", method, source) for number in range(5)), steps=20)
     assert program.compile_steps.cache_info().misses == before + 1
+
+
+def test_a_stage_lets_go_of_the_state_before_it():
+    method, size = toy.classifier(hidden=4000), 4 * (16 + 4) * 4000
+    again = lambda state, data, key: jax.tree.map(jnp.copy, state)
+    plan = tuple(learner.Stage(f"stage {i}", method, SOURCE, begin=None if i == 0 else again) for i in range(3))
+    live = {}
+
+    def look(event):
+        gc.collect()
+        live[event.stage] = sum(array.nbytes for array in jax.live_arrays())
+
+    fit(plan, steps=6, steps_per_dispatch=2, callbacks=(look,))
+    assert min(live.values()) > size and max(live.values()) - min(live.values()) < size / 2
 
 
 def test_data_is_an_argument_of_the_program_and_costs_no_memory_in_it():
