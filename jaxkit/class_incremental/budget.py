@@ -150,7 +150,7 @@ class Bytes(NamedTuple):
 
     Attributes:
       backbones: trained parameters outside heads.
-      heads: parameters under ``head``, ``aux`` or ``rectify``.
+      heads: parameters under ``head``, ``aux`` or ``rectify``, and BiC's corrections of all tasks.
       frozen: networks of earlier tasks among the variables, with their room (DER, MEMO, FOSTER).
       statistics: the other variables.
       teacher: the model before the task.
@@ -195,13 +195,13 @@ def full_bytes(state: State) -> Bytes:
     under = lambda tree, *names: size(
         [leaf for path, leaf in jax.tree.leaves_with_path(tree) if {getattr(k, "key", None) for k in path} & {*names}]
     )
-    heads = under(state.params, "head", "aux", "rectify")
+    heads, table = under(state.params, "head", "aux", "rectify"), under(state.variables, "alpha", "beta")
     frozen = under(state.variables, "frozen", "old")
     return Bytes(
         backbones=size(state.params) - heads,
-        heads=heads,
+        heads=heads + table,
         frozen=frozen,
-        statistics=size(state.variables) - frozen,
+        statistics=size(state.variables) - frozen - table,
         teacher=size(task.teacher),
         own=size(task.own),
         means=size(task.means),

@@ -165,7 +165,8 @@ WANTED = {
     "finetune": {},
     "icarl": {"teacher": 4 * (BACKBONE + HEAD), "exemplars": EXEMPLARS},
     "ewc": {"own": 2 * 4 * (BACKBONE + HEAD)},
-    "bic": {"teacher": 4 * (BACKBONE + HEAD + 6), "exemplars": EXEMPLARS, "heads": 4 * (HEAD + 6)},
+    # Two numbers for each of three tasks, and those that are being learnt.
+    "bic": {"teacher": 4 * (BACKBONE + HEAD + 8), "exemplars": EXEMPLARS, "heads": 4 * (HEAD + 8)},
     "der": {
         "frozen": 2 * 4 * BACKBONE,
         "heads": 4 * (CLASSES * (3 * FEATURES + 1) + (CLASSES + 1) * (FEATURES + 1)),
