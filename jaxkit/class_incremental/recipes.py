@@ -175,8 +175,8 @@ def by_recipe(
     lengths, places = [], []
     for stage in plan:
         task, phase = task_and_phase(stage)
-        epochs = factor * recipe.of(task, "").epochs
-        lengths.append(max(math.ceil(epochs * stage.share / batch_size), 1))  # its share has the second phases' too
+        of_task = factor * recipe.of(task, "").epochs
+        lengths.append(max(math.ceil(of_task * stage.share / batch_size), 1))  # its share has the second phases' too
         places.append(stretches.index(recipe.of(task, phase)))
     return paced_plan(plan, lengths, places), sum(lengths)
 

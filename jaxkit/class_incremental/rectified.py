@@ -32,6 +32,11 @@ def corrected(
     return alpha[task_of] * logits + beta[task_of]
 
 
+def nothing_to_correct() -> dict[str, Array]:
+    """The numbers of a task whose logits stay as they are."""
+    return {"alpha": jnp.ones((), jnp.float32), "beta": jnp.zeros((), jnp.float32)}
+
+
 def with_correction(network: Network, stream: Stream) -> Network:
     """The network with the corrections of all tasks behind its logits, which stay as ``logits_raw``.
 
@@ -43,8 +48,8 @@ def with_correction(network: Network, stream: Stream) -> Network:
     def init(key, x):
         params, variables = network.init(key, x)
         ones = jnp.ones((stream.num_tasks,), jnp.float32)
-        rectify = {"alpha": jnp.ones((), jnp.float32), "beta": jnp.zeros((), jnp.float32)}
-        return {**params, "rectify": rectify}, {"network": variables, "alpha": ones, "beta": jnp.zeros_like(ones)}
+        table = {"alpha": ones, "beta": jnp.zeros_like(ones)}
+        return {**params, "rectify": nothing_to_correct()}, {"network": variables, **table}
 
     def apply(params, variables, x, **options) -> tuple[Outputs, object]:
         inner = {name: value for name, value in params.items() if name != "rectify"}
@@ -57,8 +62,7 @@ def with_correction(network: Network, stream: Stream) -> Network:
 
 def uncorrected(state: TrainState, data: Data, key: Key) -> TrainState:
     """A correction begins: 1 and 0."""
-    rectify = {"alpha": jnp.ones((), jnp.float32), "beta": jnp.zeros((), jnp.float32)}
-    return state._replace(params={**state.params, "rectify": rectify})
+    return state._replace(params={**state.params, "rectify": nothing_to_correct()})
 
 
 def entered(state: TrainState, data: Data, key: Key) -> TrainState:
