@@ -31,11 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
         flags = os.environ.get("XLA_FLAGS", "")
         if "xla_force_host_platform_device_count" not in flags:
             # Eight devices share a few cores: on a busy machine they may wait for each other longer than XLA's 40 s.
-            patient = "--xla_cpu_collective_call_terminate_timeout_seconds=110"
-            # With the other scheduler some programs for eight devices (GEM's) wait for each other for ever on JAX 0.10
-            # once they come from the compilation cache: their collectives no longer have one order on all devices.
-            ordered = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-            flags = f"{flags} --xla_force_host_platform_device_count=8 {patient} {ordered}".strip()
+            patient = "--xla_cpu_collective_call_terminate_timeout_seconds=100"
+            flags = f"{flags} --xla_force_host_platform_device_count=8 {patient}".strip()
         # The fast tests are small programs whose time is their compilation; the slow tests compile as users do.
         if "not slow" in config.getoption("markexpr", "") and "xla_backend_optimization_level" not in flags:
             flags += " --xla_backend_optimization_level=0"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 MAPPINGS = Path("/proc/self/maps")
 MANY_MAPPINGS = 25_000
@@ -24,3 +28,25 @@ def release_programs(most: int = MANY_MAPPINGS) -> bool:
     jax.clear_caches()
     gc.collect()
     return True
+
+
+LEAST_TIME = "jax_persistent_cache_min_compile_time_secs"
+HANGS_FROM_THE_CACHE = jax.__version_info__ < (0, 12)
+
+
+@contextlib.contextmanager
+def several_devices_uncached(mesh: Mesh | None) -> Iterator[None]:
+    """Write no program to the compilation cache, where ``mesh`` has several CPU devices and JAX is older than 0.12.
+
+    There a program for several CPU devices no longer has one order of its collectives once it comes from the cache:
+    the devices wait for each other, and after a while XLA ends the process. One that is compiled anew has.
+    """
+    if mesh is None or mesh.size == 1 or mesh.devices.flat[0].platform != "cpu" or not HANGS_FROM_THE_CACHE:
+        yield
+        return
+    before = getattr(jax.config, LEAST_TIME)
+    jax.config.update(LEAST_TIME, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(LEAST_TIME, before)

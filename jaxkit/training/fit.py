@@ -19,6 +19,7 @@ from jaxkit.training import distributed, history, program
 from jaxkit.training import moment as moments
 from jaxkit.training.arguments import as_plan, by_seed, check_arguments, check_rows, check_state
 from jaxkit.training.checkpoints import Checkpoints
+from jaxkit.training.compiled import several_devices_uncached
 from jaxkit.training.evaluate import Evaluation, compile_evaluation
 from jaxkit.training.history import History
 from jaxkit.training.keys import as_key
@@ -136,7 +137,8 @@ def fit(
     run = _Run(
         layout, counts, eval, callbacks, workdir, every_s=checkpoint_every_s, pace=steps_per_dispatch, profile=profile
     )
-    with stop_signals() as stop, watchdog() as dog, Display(steps, progress and distributed.is_first()) as display:
+    display = Display(steps, progress and distributed.is_first())
+    with several_devices_uncached(mesh), stop_signals() as stop, watchdog() as dog, display:
         try:
             return run.train(run.first(resume), stop, dog, display)
         finally:
