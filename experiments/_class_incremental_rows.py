@@ -79,6 +79,14 @@ def methods_of(config: Any, network: str) -> tuple[str, ...]:
     return tuple(name for name in known if name in names and name not in left_out)
 
 
+def what_runs(network: str) -> str:
+    """Which methods a setting of this network takes, for those who asked for others."""
+    if network == "linear":
+        return f"frozen features take {', '.join(ON_FEATURES)}"
+    pictures, frozen = " and ".join(PICTURES), ", ".join(PRETRAINED)
+    return f"{frozen} need --settings features; {pictures} need pictures, such as --settings mnist_5k, and a fixed memory"
+
+
 class Entry(NamedTuple):
     """A method in a setting; a method without exemplars stands in every setting of its stream.
 

@@ -137,7 +137,7 @@ def cells(config: Config) -> list[Cell]:
         partial = config.long_tailed is not None or check.fold(config.budget) != "fixed" or bool(source)
         methods = table.methods_of(config, known.network)
         if not methods:
-            raise check.UsageError(f"none of the methods asked for runs on {name}; name others, or another setting")
+            raise check.UsageError(f"none of the methods asked for runs on {name}: {table.what_runs(known.network)}")
         search.check_methods(config, methods, name)
         options = {
             "stream": title, "seeds": config.seeds, "increment": increment, "base": config.base,

@@ -65,6 +65,20 @@ def count(name: str, value: Any, low: int = 1) -> int:
     return int(value)
 
 
+def counts(name: str, values: Any, low: int = 1) -> tuple[int, ...]:
+    """Return ``values`` as a tuple if they are integers of at least ``low``; raise UsageError otherwise."""
+    if not isinstance(values, tuple | list):
+        raise UsageError(f"{name} must be a tuple of whole numbers, such as ({values!r},), got {values!r}")
+    return tuple(count(name, value, low) for value in values)
+
+
+def seed(name: str, value: Any) -> int:
+    """Return ``value`` if it is an integer in [0, 2^63), what ``jax.random.key`` takes; raise UsageError otherwise."""
+    if count(name, value, 0) >= 2**63:
+        raise UsageError(f"{name} must be below 2**63, got {int(value)}")
+    return int(value)
+
+
 def fold(name: str) -> str:
     """The form in which names are compared: lower case, with _ for - and spaces."""
     return name.strip().lower().replace("-", "_").replace(" ", "_")

@@ -118,5 +118,20 @@ def test_a_name_that_is_no_text_is_an_error_of_the_same_kind(name):
         choose("method", name, OPTIONS)
 
 
+def test_whole_numbers_come_as_a_tuple():
+    assert check.counts("hidden", [64, 32]) == (64, 32) and check.counts("hidden", ()) == ()
+    with pytest.raises(check.UsageError, match=r"hidden must be a tuple of whole numbers, such as \(64,\), got 64"):
+        check.counts("hidden", 64)
+    with pytest.raises(check.UsageError, match="hidden must be at least 1, got 0"):
+        check.counts("hidden", (64, 0))
+
+
+@pytest.mark.parametrize("value", [-1, 2**63, 2**64, 1.0, "1"])
+def test_a_seed_is_what_jax_takes(value):
+    assert check.seed("key", 2**63 - 1) == 2**63 - 1
+    with pytest.raises(check.UsageError, match="key must be"):
+        check.seed("key", value)
+
+
 def test_a_usage_error_is_a_value_error():
     assert issubclass(check.UsageError, ValueError)

@@ -273,7 +273,7 @@ def start(
         program=program,
         format=form,
         epochs=float(check.positive("epochs", epochs)),
-        key=check.count("key", key, 0),
+        key=check.seed("key", key),
         probe=float(check.number("probe", probe, 0.0, 0.5)),
         read_out=check.choose("read_out", default if read_out is None else read_out, READ_OUTS),
         growing=capacity is None and program.grows,

@@ -64,7 +64,7 @@ def mlp(
     Raises:
       UsageError: a width, name or probability out of range.
     """
-    hidden = tuple(check.count("hidden", width) for width in hidden)
+    hidden = check.counts("hidden", hidden)
     norm = check.choose("norm", norm, NORMS)
     check.number("dropout", dropout, 0.0, 0.99)
     output = check.choose("output", output, ("logits", "mean"))

@@ -41,7 +41,7 @@ def is_key(leaf: object) -> bool:
 def as_key(key: jax.Array | int) -> jax.Array:
     """A new-style key from a key or an integer seed."""
     if isinstance(key, int) and not isinstance(key, bool):
-        return jax.random.key(key)
+        return jax.random.key(check.seed("key", key))
     if isinstance(key, jax.Array) and is_key(key) and key.shape == ():
         return key
     raise check.UsageError(f"key must be one jax.random.key(...) or an integer seed, got {key!r}")

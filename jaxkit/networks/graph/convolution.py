@@ -110,7 +110,7 @@ def mixhop(
     """
     hidden, depth = check.count("hidden", hidden), check.count("depth", depth)
     num_classes = check.count("num_classes", num_classes)
-    powers = tuple(check.count("powers", power, 0) for power in powers)
+    powers = check.counts("powers", powers, 0)
     if not powers or len(set(powers)) < len(powers):
         raise check.UsageError(f"powers must be different whole numbers such as (0, 1, 2), got {powers}")
     dropout = float(check.number("dropout", dropout, 0.0, 0.99))
