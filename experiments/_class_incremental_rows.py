@@ -84,7 +84,9 @@ def what_runs(network: str) -> str:
     if network == "linear":
         return f"frozen features take {', '.join(ON_FEATURES)}"
     pictures, frozen = " and ".join(PICTURES), ", ".join(PRETRAINED)
-    return f"{frozen} need --settings features; {pictures} need pictures, such as --settings mnist_5k, and a fixed memory"
+    return (
+        f"{frozen} need --settings features; {pictures} need pictures, such as --settings mnist_5k, and a fixed memory"
+    )
 
 
 class Entry(NamedTuple):

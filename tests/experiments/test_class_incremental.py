@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 
 from experiments import _class_incremental_budget as budgets
 from experiments import _class_incremental_data as tasks
+from experiments import _class_incremental_figures as figures
 from experiments import _class_incremental_report as report
 from experiments import _class_incremental_rows as table
 from experiments import _class_incremental_runs as runs
@@ -266,6 +267,13 @@ def test_a_curve_over_budgets_has_areas():
     assert row[:2] == ("toy", "wa") and row[3] == pytest.approx(1.7) and row[5] == pytest.approx(0.567)
     assert row[6:] == (10.80, 8.92)
     assert set(report.figures(study.PRESETS["quick"], outcomes)) >= {"memory_toy", "tasks_toy__1_mb"}
+
+
+def test_labels_of_points_side_by_side_do_not_cover_each_other():
+    x, y = [0.0, 0.01, 0.02, 0.5, 0.5], [75.0, 76.0, 74.5, 75.0, 90.0]
+    placed = figures.heights(x, y, gap=3.0, near=0.1)
+    assert placed == [77.5, 80.5, 74.5, 75.0, 90.0]
+    assert figures.heights([], [], gap=3.0, near=0.1) == []
 
 
 def test_own_data_says_its_tasks_and_runs(tmp_path, capsys):
