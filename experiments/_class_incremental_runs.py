@@ -40,7 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
 """Settings for some thousands of rows."""
 
 
-SLOWER = {"derpp": 0.3, "mas": 0.1}
+SLOWER = {"derpp": 0.1, "mas": 0.1}
 """The share of the study's learning rate for a method that it would throw off: a squared error of logits, and an
 importance that the squared size of the logits gives."""
 
