@@ -85,7 +85,7 @@ def what_runs(network: str) -> str:
         return f"frozen features take {', '.join(ON_FEATURES)}"
     pictures, frozen = " and ".join(PICTURES), ", ".join(PRETRAINED)
     return (
-        f"{frozen} need --settings features; {pictures} need pictures, such as --settings mnist_5k, and a fixed memory"
+        f"{frozen} need --settings features; {pictures} need pictures, such as --settings mnist5k, and a fixed memory"
     )
 
 

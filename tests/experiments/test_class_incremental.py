@@ -310,7 +310,7 @@ def test_data_that_cannot_be_had_is_said(monkeypatch):
         (["--settings", "digit"], "unknown setting 'digit'; did you mean 'digits'"),
         (["--methods", "icarrl"], "unknown method 'icarrl'; did you mean 'icarl'"),
         (["--methods", "wa", "--settings", "features"], "runs on features: frozen features take finetune, replay"),
-        (["--methods", "l2p"], "l2p and dytox need pictures, such as --settings mnist_5k"),
+        (["--methods", "l2p"], "l2p and dytox need pictures, such as --settings mnist5k"),
         (["--memory", "9"], "--memory 9 is less than one exemplar for each of 10 classes"),
         (["--memory", "500"], "--memory 500: 250 exemplars of each class after the first task, of 124 rows"),
         (["--memory", "0"], "--memory must be at least 1"),
