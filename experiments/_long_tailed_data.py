@@ -26,6 +26,7 @@ LARGEST_IMAGE = 64
 FEATURE_SIZE = 128  # pixels a side that EfficientNet sees
 NORM = 4.0  # of features, so that one learning rate serves all settings
 FEATURE_ROWS = {"train": 500, "test": 100}  # rows of a class, the first of the file
+FEATURE_CHUNK = 5000  # pictures that are held at that size at once
 
 
 class Task(NamedTuple):
@@ -76,21 +77,25 @@ def _loaded(name: str, said: str) -> tuple[Part, Part, str]:
     return train, test, said
 
 
-def _features() -> tuple[Part, Part, str]:
-    """Features of the first rows of each class of CIFAR-10, computed once and kept in the data folder."""
+def _features(rows: dict[str, int] | None = None) -> tuple[Part, Part, str]:
+    """Features of CIFAR-10, of ``rows[split]`` rows of each class (the first of the file) or of all; computed once,
+    and kept in the data folder chunk by chunk, so that what was computed outlives a kill."""
     params, variables = efficientnet.imagenet_weights()
     name = "cifar10" if fetch.find("cifar10/cifar-10-python.tar.gz") else "cifar10_jpeg"
-    network, parts = networks.efficientnet_lite0(1000), []
-    for split, each in FEATURE_ROWS.items():
+    network, parts, store = networks.efficientnet_lite0(1000), [], fetch.store_folder() / "features"
+    for split in ("train", "test"):
         arrays = data.load(name, split)[0]
+        each = None if rows is None else rows[split]
         kept = np.concatenate([np.flatnonzero(arrays["y"] == c)[:each] for c in range(10)])
-        x = np.asarray(_resized(arrays["x"][kept]))
-        store = fetch.store_folder() / "features"
-        found = features(network, params, variables, x, batch_size=50, cache=store)
-        parts.append({"x": found, "y": arrays["y"][kept]})
+        chunks = []
+        for start in range(0, len(kept), FEATURE_CHUNK):
+            x = np.asarray(_resized(arrays["x"][kept[start : start + FEATURE_CHUNK]]))
+            chunks.append(features(network, params, variables, x, batch_size=50, cache=store))
+        parts.append({"x": np.concatenate(chunks), "y": arrays["y"][kept]})
     scale = np.float32(NORM / np.sqrt((parts[0]["x"] ** 2).sum(1).mean()))
     parts = [{**part, "x": part["x"] * scale} for part in parts]
-    return parts[0], parts[1], f"EfficientNet-Lite0 features of {name} at {FEATURE_SIZE} pixels, 100 test rows a class"
+    held = f"{len(parts[1]['y']) // 10:,} test rows a class"
+    return parts[0], parts[1], f"EfficientNet-Lite0 features of {name} at {FEATURE_SIZE} pixels, {held}"
 
 
 def _resized(x: np.ndarray) -> np.ndarray:
@@ -103,7 +108,8 @@ READERS: dict[str, Callable[[], tuple[Part, Part | None, str]]] = {
     "digits": _digits,
     "mnist5k": lambda: _loaded("mnist5k", "every fifth row of each class held out"),
     "fashion_mnist": lambda: _loaded("fashion_mnist", "the official test rows"),
-    "features": _features,
+    "features": functools.partial(_features, FEATURE_ROWS),
+    "cifar10_features": _features,
     "cifar10_lt": lambda: _loaded("cifar10", "the official test rows"),
 }
 ELSEWHERE = {

@@ -58,6 +58,7 @@ SETTINGS = {
     "mnist5k": Setting(10, 400, True, (28, 28, 1), 2, "convnet", (200,), 20, 64, 0.05),
     "fashion_mnist": Setting(10, 1000, False, (28, 28, 1), 2, "convnet", (200,), 15, 64, 0.05),
     "features": Setting(10, 500, True, (1280,), 2, "linear", (200,), 20, 32, 0.05, 0.0, "float32"),
+    "cifar10_features": Setting(10, 5000, True, (1280,), 2, "linear", (2000,), 5, 128, 0.05, 0.0, "float32"),
     "cifar10": Setting(10, 5000, True, (32, 32, 3), 2, "resnet32", (2000,), 170, 128, 0.1),
     "cifar100": Setting(100, 500, True, (32, 32, 3), 10, "resnet32", (2000,), 170, 128, 0.1),
 }
@@ -76,8 +77,8 @@ class Config(Options):
     """Methods for classes that come task after task, or your own data and the methods that apply to it."""
 
     settings: tuple[str, ...] = ("digits",)
-    """digits, mnist5k, fashion_mnist, features (linear heads on EfficientNet's features of CIFAR-10); for a GPU
-    cifar10, cifar100."""
+    """digits, mnist5k, fashion_mnist, features (linear heads on EfficientNet's features of 500 rows a class of
+    CIFAR-10), cifar10_features (of all its rows, which are computed once); for a GPU cifar10, cifar100."""
     methods: tuple[str, ...] = ()
     """Names, or the survey's categories (data_replay, knowledge_distillation, ...), or all. By default the preset's:
     tour five, quick nine, standard all; balanced_replay with --long-tailed."""
