@@ -23,8 +23,36 @@ from jaxkit.class_incremental.task import Task
 from jaxkit.learner import Batch, Gradient, Key, Network, Params, Plan, PyTree
 from jaxkit.losses import cross_entropy
 
-SWEEPS = 200
-"""Rounds of coordinate descent for GEM's dual of at most as many variables as there are tasks."""
+TURNS = 10
+"""The most turns of ``nearest_in_cone`` for each of its columns; it takes about one."""
+
+
+def nearest_in_cone(point: Float[Array, " dims"], columns: Float[Array, "dims tasks"]) -> Float[Array, " dims"]:
+    """The nearest y to ``point`` with <y, r_k> >= 0 for every column r_k of length 1 (or 0, which counts nothing):
+    y = point + R u, u = argmin_{u >= 0} |point + R u|.
+
+    By the active-set method, whose least squares are those of R itself: columns that differ by little are told apart as
+    far as float32 does, where the square matrix R^T R would have lost them.
+
+    Source: Lawson and Hanson 1974, Solving least squares problems, chapter 23.
+    """
+    tasks = columns.shape[1]
+    rounding = 1e-6 * jnp.linalg.norm(point)
+
+    def turn(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        u, used, _, turns = carry
+        aim = jnp.where(used, jnp.linalg.lstsq(columns * used, -point)[0], 0.0)
+        negative = used & (aim <= 0)
+        share = jnp.where(negative, u / jnp.maximum(u - aim, 1e-30), 1.0)  # of the way, to where u_k would be 0
+        used = used & ~(negative & (share <= share.min()))
+        u = jnp.where(used, u + share.min() * (aim - u), 0.0)
+        harm = jnp.where(used, jnp.inf, (point + columns @ u) @ columns)
+        more = ~negative.any() & (harm.min() < -rounding)
+        return u, used | (more & (jnp.arange(tasks) == harm.argmin())), negative.any() | more, turns + 1
+
+    start = jnp.zeros((tasks,), columns.dtype), jnp.zeros((tasks,), bool), jnp.asarray(True), jnp.zeros((), jnp.int32)
+    goes_on = lambda carry: carry[2] & (carry[3] < TURNS * tasks)
+    return point + columns @ jax.lax.while_loop(goes_on, turn, start)[0]
 
 
 def gem_projection(
@@ -35,8 +63,8 @@ def gem_projection(
 ) -> Float[Array, " params"]:
     """The nearest g~ to g with <g~, g_k> >= 0 for every earlier task k: g~ = g + G^T v*.
 
-    v* = argmin_{v >= margin} 1/2 v^T G G^T v + (G g)^T v, by coordinate descent, so on the device. g where no <g, g_k>
-    is negative.
+    v* = argmin_{v >= margin} 1/2 v^T G G^T v + (G g)^T v, by ``nearest_in_cone`` within the span of the g_k, so on the
+    device. g where no <g, g_k> is negative.
 
     Args:
       grad: g, of the batch.
@@ -48,17 +76,15 @@ def gem_projection(
     """
     active = jnp.ones((len(memory_grads),), bool) if active is None else active
     G = jnp.where(active[:, None], memory_grads, 0.0)
-    gram, slope = G @ G.T, G @ grad
-    diagonal = jnp.maximum(jnp.diagonal(gram), 1e-12)
 
-    def sweep(_, v: Array) -> Array:
-        for k in range(len(G)):
-            v = v.at[k].set(jnp.maximum(v[k] - (gram[k] @ v + slope[k]) / diagonal[k], margin))
-        return v
+    def solved() -> Array:
+        moved = grad + margin * G.sum(0)  # v = margin + u with u >= 0
+        unit = G / jnp.maximum(jnp.linalg.norm(G, axis=1, keepdims=True), 1e-12)  # a row of rounding counts nothing
+        basis, columns = jnp.linalg.qr(unit.T)
+        within = basis.T @ moved
+        return moved + basis @ (nearest_in_cone(within, columns) - within)
 
-    start = jnp.full((len(G),), margin, grad.dtype)
-    v = jnp.where(active, jax.lax.fori_loop(0, SWEEPS, sweep, start), 0.0)
-    return jnp.where((active & (slope < 0)).any(), grad + G.T @ v, grad)
+    return jax.lax.cond((active & (G @ grad < 0)).any(), solved, lambda: grad)
 
 
 def agem_projection(grad: Float[Array, " params"], memory_grad: Float[Array, " params"]) -> Float[Array, " params"]:

@@ -37,7 +37,8 @@ where eta times strength times twice the importance exceeds 2 (with momentum m, 
 
 
 class Importance(NamedTuple):
-    """``Task.own``: how much each parameter mattered, and its value at the end of the last task."""
+    """``Task.own``: how much each parameter mattered, and its value at the end of the last task (for SI at the start of
+    this one, which differs in the columns of new classes alone)."""
 
     weight: Params
     anchor: Params
@@ -217,7 +218,7 @@ def si(
     """min CE(z_new) + c sum_i Omega_i (theta_i - theta*_i)^2, no exemplars.
 
     After each task Omega_i <- min(Omega_i + max(omega_i, 0) / (Delta_i^2 + xi), most): omega_i is what parameter i
-    contributed to the fall of the loss, summed along the path, and Delta_i how far it went.
+    contributed to the fall of the loss in the task, summed along the path, and Delta_i how far it went there.
 
     Args:
       network, optimizer: of every task.
@@ -233,6 +234,11 @@ def si(
         raise check.UsageError("si takes its own gradient, along whose path parameters gain importance; leave it out")
     run = make_run(**{**settings, "memory": None})
 
+    def departure(state: TrainState, data: Data, key: Key) -> TrainState:
+        # The columns of new classes are fresh: Delta_i counts from here, not from the end of the last task.
+        own = state.extra.own._replace(anchor=jax.tree.map(jnp.copy, state.params))
+        return state._replace(extra=state.extra._replace(own=own))
+
     def contribution(state: TrainState, data: Data, key: Key) -> TrainState:
         task: Task = state.extra
         gained = walked(state.grad_state, state.params)
@@ -247,6 +253,7 @@ def si(
         lambda view, batch: of_task(view, batch, strength),
         "new",
         gradient=along_path(strength),
+        begin=departure,
         end=contribution,
     )
     return plan_of(network, optimizer, (phase,), run, own=nothing_important)
