@@ -129,7 +129,7 @@ METHODS = {
         categories=("algorithm-centric", "knowledge distillation", "model rectify"),
         evidence=f"eq. 7 and 8; {_CODE}: weight 2, T = 2",
         traced=("strength", "temperature"),
-        not_reproduced="the clipping of weights at 0",
+        not_reproduced="the clipping of weights at 0, unless `clip=True` asks for it",
     ),
     "bic": Method(
         make=rectified.bic,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
@@ -13,7 +14,7 @@ from jaxkit.class_incremental.baselines import new_classes, seen_classes
 from jaxkit.class_incremental.incremental import plan_of
 from jaxkit.class_incremental.phases import Phase, Settings, View, make_run
 from jaxkit.class_incremental.readout import Bound, distillation
-from jaxkit.learner import Batch, Data, Key, Network, Params, Plan, TrainState, batch_mean
+from jaxkit.learner import Batch, Data, Key, Network, Params, Plan, TrainState, batch_mean, path_name
 
 Scalar = float | int | Array
 
@@ -100,20 +101,36 @@ def align(state: TrainState, data: Data, key: Key) -> TrainState:
     return state._replace(params=aligned(state.params, state.extra.old, state.extra.seen))
 
 
+def of_the_head(params: Params) -> Params:
+    """Which leaves are the head's weights, for ``optax.masked``."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) == "head/kernel", params)
+
+
 def wa(
     network: Network,
     optimizer: optax.GradientTransformation,
     *,
     strength: Scalar = 2.0,
     temperature: Scalar = 2.0,
+    clip: bool = False,
     **settings: Unpack[Settings],
 ) -> Plan:
     """min CE(z_seen) + strength KD(z_old, z_old before the task; T); after the task ``weight_alignment`` of the head.
 
-    Source: Zhao et al. 2020, Maintaining discrimination and fairness in class incremental learning, CVPR; strength 2 of
-    the survey's released code. Without the paper's clipping of weights, as there.
+    Args:
+      network, optimizer: of every task.
+      strength, temperature: of the distillation.
+      clip: keep the weights of the head at 0 or above, by the projection of every step. Where the features are such
+        (after a ReLU), the length of a class's weights then says how large its logits are, which the alignment
+        supposes. The paper does so, the survey's released code does not.
+      settings: stream, memory and batches; see ``make_run``.
+
+    Source: Zhao et al. 2020, Maintaining discrimination and fairness in class incremental learning, CVPR, section 4.3;
+    strength 2 of the survey's released code.
     """
     check.number("strength", strength, 0.0), check.positive("temperature", temperature)
+    if clip:
+        optimizer = optax.chain(optimizer, optax.masked(optax.keep_params_nonnegative(), of_the_head))
 
     def loss(view: View, batch: Batch):
         kept = taught(view, batch, temperature)

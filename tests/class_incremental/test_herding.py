@@ -32,6 +32,13 @@ def test_equals_the_definition(rows, width, count):
     assert got.tolist() == reference(features.astype(np.float64), count)
 
 
+def test_rows_close_together_are_told_apart():
+    """After training the rows of a class point almost the same way; the definition is evaluated in float64."""
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=32) + 1e-3 * rng.normal(size=(200, 32))).astype(np.float32)
+    assert jax.jit(herding)(features, 10)[:10].tolist() == reference(features.astype(np.float64), 10)
+
+
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 12), more=st.integers(0, 8))
 def test_fewer_are_a_prefix_and_padding_is_never_taken(seed, count, more):
     features = jax.random.normal(jax.random.key(seed), (20, 5))

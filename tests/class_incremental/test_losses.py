@@ -56,6 +56,20 @@ def test_the_defaults_are_the_published_ones(name):
     assert {setting: given[setting].default for setting in PUBLISHED[name]} == PUBLISHED[name]
 
 
+def test_wa_with_clip_keeps_the_weights_of_the_head_at_zero_or_above():
+    first, second = first_two("wa", clip=True, end=True)
+    for walked in (first, second):
+        for step in walked.steps[1:]:
+            assert (np.asarray(step.state.params["head"]["kernel"]) >= 0).all()
+        clipped = np.asarray(walked.last.params["head"]["kernel"])
+        assert (clipped == 0).any() and (clipped > 0).any()
+        backbone = {name: leaves for name, leaves in walked.last.params.items() if name != "head"}
+        assert all((np.asarray(leaf) < 0).any() for leaf in jax.tree.leaves(backbone) if leaf.ndim == 2)
+    kernel = np.asarray(second.ended.params["head"]["kernel"])
+    lengths = np.linalg.norm(kernel, axis=0)
+    np.testing.assert_allclose(lengths[:OLD].mean(), lengths[OLD:SEEN].mean(), rtol=1e-5)  # the alignment
+
+
 @pytest.mark.parametrize(
     ("name", "low", "weight", "settings"),
     [
