@@ -40,13 +40,14 @@ def herding(
     # With e_i = f_i - mu the distance is |e_i + e_{p_1} + ... + e_{p_{k-1}}| / k. Of its square only |e_i|^2 and twice
     # e_i's product with the sum so far differ between rows; without the mean, rows close together stay apart.
     around = unit - mean
-    squares = jnp.square(around).sum(-1)
+    squares, numbers = jnp.square(around).sum(-1), jnp.arange(rows, dtype=jnp.int32)
 
     def take(k: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         order, free, total = carry
         distance = squares + 2.0 * jnp.dot(around, total, precision="highest")
-        chosen = jnp.argmin(jnp.where(free, distance, jnp.inf)).astype(jnp.int32)
-        return order.at[k].set(chosen), free.at[chosen].set(False), total + around[chosen]
+        distance = jnp.where(free, distance, jnp.inf)
+        chosen = jnp.where(distance == distance.min(), numbers, rows - 1).min()  # argmin; XLA's own is slow on a CPU
+        return order.at[k].set(chosen), free & (numbers != chosen), total + around[chosen]
 
     start = (jnp.zeros((rows,), jnp.int32), valid, jnp.zeros_like(mean))
     return jax.lax.fori_loop(0, jnp.minimum(jnp.asarray(count, jnp.int32), valid.sum()), take, start)[0]
